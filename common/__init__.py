@@ -1,0 +1,1 @@
+"""What models/, data/ and reproduce/ all need: one error for users, one atomic write, one safe unpickler."""

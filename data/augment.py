@@ -1,0 +1,107 @@
+"""Random crops, flips and resizing of a whole batch at once, on the device where training runs.
+
+Bilinear resizing is a product with two small matrices per image. They hold the triangle filter of Pillow (also
+torchvision's for PIL images), widened when an image shrinks, so the result is Pillow's before its rounding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+_ATTEMPTS = 10  # torchvision's RandomResizedCrop tries this often before it takes a centre crop
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """RandomResizedCrop with the area and aspect ratio of the crop uniform in these ranges, and a mirror flip."""
+
+    min_area: float = 0.05  # of the image's area; 1 keeps the whole image
+    max_area: float = 1.0
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, uniform in the logarithm
+    flip: bool = False  # left-right with probability 1/2; the official R-Drop code has none
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Random numbers for `count` images, float64 (count, 4 * attempts + 1), all uniform in [0, 1).
+
+        Drawn for a whole batch before it is cut into shards and micro-batches, so that an image is cropped alike
+        wherever it lands.
+        """
+        return rng.random((count, 4 * _ATTEMPTS + 1))
+
+    def boxes(self, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """Crop boxes (n, 4) int64 of (top, left, height, width), inside images of the given sizes (n,)."""
+        n = len(draws)
+        if self.min_area >= 1:
+            return np.stack([np.zeros(n), np.zeros(n), heights, widths], axis=1).astype(np.int64)
+        u_area, u_ratio, u_top, u_left = draws[:, : 4 * _ATTEMPTS].reshape(n, 4, _ATTEMPTS).transpose(1, 0, 2)
+        full_h, full_w = np.asarray(heights).reshape(n, 1), np.asarray(widths).reshape(n, 1)
+        area = full_h * full_w * (self.min_area + u_area * (self.max_area - self.min_area))
+        log_low, log_high = np.log(self.ratio)
+        ratio = np.exp(log_low + u_ratio * (log_high - log_low))
+        h, w = (
+            np.rint(np.sqrt(area / ratio)).astype(np.int64),
+            np.rint(np.sqrt(area * ratio)).astype(np.int64),
+        )
+        top = np.floor(u_top * (full_h - h + 1)).astype(np.int64)
+        left = np.floor(u_left * (full_w - w + 1)).astype(np.int64)
+        fits = (h > 0) & (h <= full_h) & (w > 0) & (w <= full_w)
+        first = np.argmax(fits, axis=1)  # the first attempt that fits
+        boxes = np.stack([top, left, h, w], axis=-1)[np.arange(n), first]
+        for i in np.flatnonzero(~fits.any(axis=1)):
+            boxes[i] = self._centre_box(int(full_h[i, 0]), int(full_w[i, 0]))
+        return boxes
+
+    def _centre_box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The largest centred crop whose aspect ratio is allowed (torchvision's fall-back)."""
+        low, high = self.ratio
+        h, w = height, width
+        if width / height < low:
+            h = max(1, round(width / low))
+        elif width / height > high:
+            w = max(1, round(height * high))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def flips(self, draws: np.ndarray) -> np.ndarray:
+        """bool (n,): which images are mirrored."""
+        return (draws[:, -1] < 0.5) & self.flip
+
+
+def full_boxes(count: int, height: int, width: int) -> np.ndarray:
+    """The boxes (count, 4) that keep the whole image."""
+    return np.tile(np.array([0, 0, height, width], np.int64), (count, 1))
+
+
+def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None = None):
+    """Cut `boxes` out of `images`, resize each to (size, size) bilinearly, and scale to [-1, 1].
+
+    Args:
+        images: uint8 tensor (n, 3, H, W).
+        boxes: (n, 4) of (top, left, height, width) in pixels.
+        flips: bool (n,), mirrors left-right.
+
+    Returns:
+        float32 tensor (n, 3, size, size), (pixel / 255 - 0.5) / 0.5.
+    """
+    _, _, height, width = images.shape
+    rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size)  # (n, size, H)
+    columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size)  # (n, size, W)
+    if flips is not None and flips.any():
+        mirror = paddle.to_tensor(flips).reshape([-1, 1, 1])
+        columns = paddle.where(mirror, columns.flip(axis=1), columns)
+    x = images.astype("float32") / 127.5 - 1.0  # before resizing: the rows of both matrices sum to 1
+    x = paddle.matmul(rows.unsqueeze(1), x)  # (n, 3, size, W)
+    return paddle.matmul(x, columns.unsqueeze(1), transpose_y=True)
+
+
+def _interpolation(start: np.ndarray, length: np.ndarray, full: int, size: int):
+    """Matrices (n, size, full) that resize `length` pixels from `start` on to `size`, rows summing to 1."""
+    start = paddle.to_tensor(start, dtype="float32").reshape([-1, 1, 1])
+    length = paddle.to_tensor(length, dtype="float32").reshape([-1, 1, 1])
+    scale = length / size
+    centre = start + (paddle.arange(size, dtype="float32").reshape([1, -1, 1]) + 0.5) * scale
+    pixel = paddle.arange(full, dtype="float32").reshape([1, 1, -1])
+    weight = (1 - (pixel + 0.5 - centre).abs() / scale.clip(min=1.0)).clip(min=0.0)
+    inside = (pixel >= start).astype("float32") * (pixel < start + length).astype("float32")
+    weight = weight * inside
+    return weight / weight.sum(axis=-1, keepdim=True)

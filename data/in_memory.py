@@ -1,0 +1,40 @@
+"""A split that fits into memory: bytes stay bytes until a batch of them is on the device."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+
+from data.augment import full_boxes, resize_crops
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images uint8 (N, 3, H, W) and labels int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "InMemory":
+        return InMemory(self.images[indices], self.labels[indices])
+
+    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0):
+        """For each (indices, draws) of `requests`, yield (images, labels) on the current device.
+
+        Images are float32 (n, 3, image_size, image_size) in [-1, 1], labels int64 (n,). `draws` None gives the
+        whole image resized; otherwise `augmentation` says what the random numbers mean. `workers` has no use
+        here: the batch is prepared on the device.
+        """
+        _, _, height, width = self.images.shape
+        for indices, draws in requests:
+            n = len(indices)
+            flips = None
+            boxes = full_boxes(n, height, width)
+            if draws is not None:
+                boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
+                flips = augmentation.flips(draws)
+            raw = paddle.to_tensor(self.images[indices])
+            yield resize_crops(raw, boxes, image_size, flips), paddle.to_tensor(self.labels[indices])

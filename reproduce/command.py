@@ -1,0 +1,48 @@
+"""What every command shares: errors that users can read, and the choice of the device."""
+
+import sys
+
+import paddle
+
+from common.errors import UserError
+
+
+def run_command(main) -> None:
+    """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def has_gpu() -> bool:
+    """Whether this build of Paddle can compute on a GPU that is there."""
+    return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+
+
+def choose_device(wish: str) -> str:
+    """Set Paddle's device to `wish` (auto, cpu, gpu) and return its name, such as "cpu" or "gpu:0"."""
+    if wish == "gpu" and not has_gpu():
+        build = (
+            "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
+        )
+        raise UserError(f"--device gpu: {build}; use --device cpu, or see README.md on the GPU build")
+    return paddle.set_device("gpu" if wish != "cpu" and has_gpu() else "cpu") and paddle.get_device()
+
+
+def say(what: str, text: str) -> None:
+    """One line of what was chosen or found, in columns."""
+    print(f"{what + ':':11} {text}", flush=True)

@@ -1,0 +1,202 @@
+"""Exact accuracy of a network on a split. Training and `run_eval.sh` both call `evaluate`.
+
+    bash run_eval.sh checkpoints/digits-seed42/best.pdparams
+
+prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle.nn import functional as F
+from tqdm import tqdm
+
+from common.atomic import atomic_write
+from common.errors import UserError
+from data import CLASSES, load_dataset
+from models.pretrained import config_from_weights, load_weights, read_weights
+from models.vit import ViT
+from reproduce.command import choose_device, run_command
+
+_CALIBRATION_BINS = 15
+
+
+class Evaluation(NamedTuple):
+    """Per-image results in the order of the split; N images."""
+
+    labels: np.ndarray  # (N,) int16
+    top5: np.ndarray  # (N, 5) int16, most probable class first (fewer columns for fewer classes)
+    confidence: np.ndarray  # (N,) float32, probability of the first of them
+    nll: np.ndarray  # (N,) float32, -log P(label) in nats
+
+    def metrics(self) -> dict:
+        """Accuracies and calibration error as fractions of 1, nll in nats, and the exact counts."""
+        hits = self.top5 == self.labels[:, None]
+        correct, correct5, total = int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), len(self.labels)
+        return {
+            "accuracy": correct / total,
+            "top5_accuracy": correct5 / total,
+            "nll": float(self.nll.mean(dtype=np.float64)),
+            "ece": expected_calibration_error(self.confidence, hits[:, 0]),
+            "correct": correct,
+            "total": total,
+        }
+
+    def save(self, path) -> None:
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **self._asdict())
+
+
+def expected_calibration_error(confidence, hit, bins: int = _CALIBRATION_BINS) -> float:
+    """Mean over images of |accuracy - confidence| of their bin of confidence; equal bins (Guo et al., 1706.04599)."""
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gap = np.bincount(which, weights=hit.astype(np.float64) - confidence.astype(np.float64), minlength=bins)
+    return float(np.abs(gap).sum() / len(hit))
+
+
+@paddle.no_grad()
+def evaluate(model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "") -> Evaluation:
+    """Run `model` without dropout on every image of `split` exactly once, in order.
+
+    Args:
+        split: what `data.load_dataset` gives, N images.
+        image_size: pixels a side that the images are resized to.
+        batch_size: images at once; the last batch is as small as it comes.
+        title: names the progress bar; "" shows none.
+
+    Raises:
+        UserError: an empty split, or a logit that is not a number.
+    """
+    if len(split) == 0:
+        raise UserError("this split holds no image, so there is nothing to evaluate; choose another --split")
+    was_training = model.training
+    model.eval()
+    requests = ((indices, None) for indices in _chunks(len(split), batch_size))
+    columns = []
+    with tqdm(total=len(split), desc=title, unit="image", disable=not title, leave=False) as progress:
+        for images, labels in split.stream(requests, image_size, workers=workers):
+            columns.append(_per_image(model(images), labels))
+            progress.update(len(labels))
+    if was_training:
+        model.train()
+    result = Evaluation(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    if not np.isfinite(result.nll).all():
+        bad = int((~np.isfinite(result.nll)).sum())
+        raise UserError(
+            f"the network gives logits that are not finite for {bad} images; these weights are no use"
+        )
+    return result
+
+
+def _chunks(total: int, size: int):
+    return (np.arange(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _per_image(logits, labels):
+    log_p = F.log_softmax(logits.astype("float32"), axis=-1)
+    top_log_p, top = paddle.topk(log_p, k=min(5, log_p.shape[-1]), axis=-1)
+    nll = -paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
+    return (
+        labels.numpy().astype(np.int16),
+        top.numpy().astype(np.int16),
+        top_log_p[:, 0].exp().numpy(),
+        nll.numpy(),
+    )
+
+
+def describe(metrics: dict) -> str:
+    """One line for people; every digit of the accuracy, which is a count over a count."""
+    return (
+        f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})  "
+        f"top-5 {100 * metrics['top5_accuracy']:.2f} %  NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_eval.sh", description="Evaluate weights on a data set, every image once.",
+        epilog="Image size, classes and network come from the weights; data set and split from the run that made "
+        "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
+    )  # fmt: skip
+    parser.add_argument("weights", help=".pdparams of this project, timm .safetensors or Google .npz")
+    parser.add_argument(
+        "--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on"
+    )
+    parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
+    parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
+    parser.add_argument(
+        "--batch_size", type=int, default=0, help="images at once; default as in training, or 100"
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="pixels; default: what the weights are made for"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="processes that decode image files (default 4)"
+    )
+    parser.add_argument(
+        "--output", help="write labels, top-5, confidence and NLL of every image to this .npz"
+    )
+    return parser
+
+
+def main(argv=None) -> None:
+    options = _parser().parse_args(argv)
+    for name in ("batch_size", "image_size", "workers"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
+    device = choose_device(options.device)
+    weights = read_weights(options.weights)
+    size = {"image_size": options.image_size} if options.image_size else {}
+    config = config_from_weights(weights, **size)
+    if config.image_size % config.patch_size:
+        raise UserError(
+            f"--image_size {config.image_size}: must be a multiple of the patch size {config.patch_size}"
+        )
+    recipe = weights.metadata.get("recipe", {})
+    dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
+    if CLASSES[dataset] != config.num_classes:
+        raise UserError(
+            f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {CLASSES[dataset]}; these "
+            "weights are for another data set, or pretrained weights that were not fine-tuned yet"
+        )
+    model = ViT(config)
+    report = load_weights(model, weights, replace_head=False)
+    print(f"weights:  {weights.path}: {report}")
+    print(f"network:  patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
+          f"{config.image_size} px, {config.num_classes} classes; device {device}, fp32")  # fmt: skip
+    choice = {k: recipe.get(k, 0) for k in ("train_per_class", "validation_per_class", "split_seed")}
+    if options.split != "test" and not recipe:
+        raise UserError(
+            f"--split {options.split}: {weights.path} does not say which images its training held out"
+        )
+    split = getattr(load_dataset(dataset, options.data_dir, **choice), options.split)
+    batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
+    print(f"images:   {dataset}, {options.split} split, {len(split)} images, batches of {batch_size}")
+    result = evaluate(model, split, config.image_size, batch_size, options.workers, options.split)
+    metrics = result.metrics()
+    print(f"result:   {describe(metrics)}")
+    if options.output:
+        result.save(options.output)
+        print(f"written:  {options.output}")
+    print(
+        json.dumps(
+            {"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split, **metrics}
+        )
+    )
+
+
+def _dataset_of(num_classes: int, path) -> str:
+    fitting = [name for name, count in CLASSES.items() if count == num_classes]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise UserError(f"{path}: does not say its data set, and {num_classes} classes fit "
+                    f"{' and '.join(fitting) or 'none that is known'}; say --dataset NAME")  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,209 @@
+"""Before and after a run: the recipe chosen from the command line, files fetched, what to do with the result."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from data.download import fetch
+from models import model_config
+from models.pretrained import PRETRAINED_URLS
+from reproduce import ROOT, plan, plot
+from reproduce.command import choose_device, has_gpu, say
+from reproduce.evaluate import describe
+from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
+
+_SLOW_DAYS = 1.0  # from here on a run on a CPU is started with a warning
+
+
+@dataclass
+class Job:
+    """One run as the command line asked for it; `result` is set when it had finished before."""
+
+    recipe: Recipe
+    run: str
+    out: Path
+    result: dict | None = None
+
+
+def prepare(description: str) -> Job:
+    """Read the command line, say what was chosen, fetch what is missing. Exits after --list and --dry_run."""
+    options = _parser(description).parse_args()
+    if options.list:
+        _print_list()
+        sys.exit(0)
+    changes = {
+        f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)
+    }
+    recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
+    job = Job(recipe, options.run or run_name(recipe), Path(options.out))
+    chosen = ""
+    if not options.recipe:
+        chosen = " (chosen because " + (
+            "a GPU is present)" if has_gpu() else f"no GPU is present; {HEADLINE} needs one)"
+        )
+    say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
+    if changes:
+        say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
+    device = choose_device(recipe.device)
+    if recipe.precision != "fp32" and device == "cpu":
+        raise UserError(f"--precision {recipe.precision}: Paddle's CPU build has no {recipe.precision} matrix product; "
+                        "use --precision fp32 or a GPU")  # fmt: skip
+    say("device", f"{device}, {recipe.precision}" + ("" if recipe.device != "auto" else " (auto)"))
+    config = model_config(
+        recipe.model,
+        recipe.num_classes,
+        recipe.image_size,
+        dropout=recipe.dropout,
+        attention_dropout=recipe.attention_dropout,
+        projection_dropout=recipe.projection_dropout,
+    )
+    planned = plan.make_plan(recipe, config)
+    if options.dry_run:
+        _print_plan(job, planned, device)
+        sys.exit(0)
+    say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
+    if options.restart:
+        _set_aside(job)
+    job.result = _result_of_finished(job)
+    if job.result is None:
+        if device == "cpu":
+            days = planned.days(plan.measured_flops_per_second())
+            if days >= _SLOW_DAYS:
+                say(
+                    "warning",
+                    f"this takes at least {days:,.0f} days on this CPU; see --dry_run, or take a GPU",
+                )
+        if recipe.pretrained:
+            _fetch_pretrained(Path(recipe.pretrained))
+        check_writable(job.out)
+    return job
+
+
+def finish(job: Job) -> None:
+    """Draw the curves and say where everything is."""
+    picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
+    best, last = job.result["best"], job.result["last"]
+    weights = job.out / "checkpoints" / job.run / "best.pdparams"
+    say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): test {describe(best['test'])}")
+    say("last", f"step {last['step']:,}: test {describe(last['test'])}")
+    say("evidence", f"{_shown(job.out / 'logs' / job.run)}/ (run.json, metrics.jsonl, predictions.npz)")
+    say("curves", _shown(picture))
+    say(
+        "evaluate",
+        f"bash run_eval.sh {_shown(weights)}"
+        + (f" --data_dir {job.recipe.data_dir}" if job.recipe.data_dir else ""),
+    )
+    board = "" if job.out == ROOT else f" --logdir {job.out / 'logs'}"
+    say("dashboard", f"bash run_board.sh{board}")
+
+
+def run_name(recipe: Recipe) -> str:
+    """Recipe, changed settings and seed, so that runs of different meaning have folders of their own."""
+    standard = RECIPES[recipe.name].meaning()
+    changed = [
+        f"{name}_{value}"
+        for name, value in recipe.meaning().items()
+        if value != standard[name] and name not in ("seed", "pretrained")
+    ]
+    return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
+
+
+def check_writable(out: Path) -> None:
+    """Raise UserError now rather than after hours if a run's folders cannot be written."""
+    for name in ("logs", "checkpoints", "images"):
+        folder = out / name
+        probe = folder / ".writable"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER"
+            ) from None
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument(
+        "recipe", nargs="?", help="a name that --list prints; without one the headline or digits"
+    )
+    parser.add_argument("--list", action="store_true", help="print the recipes")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print everything about the run without running it"
+    )
+    parser.add_argument("--run", help="name of the run; default: recipe, changed settings and seed")
+    parser.add_argument("--restart", action="store_true", help="set a run of that name aside and start over")
+    parser.add_argument(
+        "--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)"
+    )
+    add_options(parser.add_argument_group("single settings of the recipe (defaults: --dry_run prints them)"))
+    return parser
+
+
+def _print_list() -> None:
+    for recipe in RECIPES.values():
+        print(f"{recipe.name:28} {recipe.summary}")
+
+
+def _print_plan(job: Job, planned: plan.Plan, device: str) -> None:
+    recipe = job.recipe
+    for line in plan.describe(recipe, planned):
+        print(line)
+    if device == "cpu":
+        speed = plan.measured_flops_per_second()
+        say("time", f"at least {planned.days(speed):,.2f} days on this CPU (matrix products at the measured "
+                    f"{speed / 1e9:.0f} GFLOP/s)")  # fmt: skip
+    for path, there in plan.needed_files(recipe).items():
+        source = PRETRAINED_URLS.get(Path(path).name)
+        missing = f"missing; will be fetched from {source}" if source else "missing"
+        say("file", f"{path}: {'there' if there else missing}")
+    say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
+
+
+def _fetch_pretrained(path: Path) -> None:
+    if path.exists():
+        return
+    url = PRETRAINED_URLS.get(path.name)
+    if url is None:
+        raise UserError(
+            f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)"
+        )
+    fetch(url, path)
+
+
+def _result_of_finished(job: Job) -> dict | None:
+    """The result of a run of the same name and meaning that went to its end, None otherwise."""
+    header_file = job.out / "logs" / job.run / "run.json"
+    weights = job.out / "checkpoints" / job.run / "best.pdparams"
+    if not (header_file.exists() and weights.exists()):
+        return None
+    header = json.loads(header_file.read_text())
+    meaning = job.recipe.meaning()
+    if not header.get("finished") or any(header["recipe"].get(k) != v for k, v in meaning.items()):
+        return None
+    say("finished", f"this run was trained before; its result stands below (--restart trains it again)")
+    return header["result"]
+
+
+def _set_aside(job: Job) -> None:
+    for kind in ("logs", "checkpoints"):
+        folder = job.out / kind / job.run
+        if folder.exists():
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            say("restart", f"the earlier {kind} are now in {_shown(aside)}")
+
+
+def _shown(path: Path) -> Path:
+    """A path as the user would type it from the project's root."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

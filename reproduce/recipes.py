@@ -1,0 +1,226 @@
+"""Recipes: everything that defines a run, by name. `bash run_train.sh --list` prints them.
+
+The command line is made from the fields of `Recipe`: each is an option of the same name.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from common.errors import UserError, near
+from data import CLASSES
+from models import MODELS
+from reproduce.rdrop import FORMS
+from reproduce.schedule import SCHEDULES
+
+
+def setting(default, help: str, choices=None, hardware: bool = False):
+    """A recipe field. `hardware` marks those that say where and how a run is computed, not what it means."""
+    metadata = {"help": help, "choices": choices, "hardware": hardware}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. The help text of each field gives its unit, its meaning and the value that switches it off."""
+
+    name: str
+    summary: str
+
+    # data
+    dataset: str = setting("cifar100", "data set", choices=tuple(CLASSES))
+    train_per_class: int = setting(0, "training images kept of each class; 0 keeps all")
+    validation_per_class: int = setting(10, "training images of each class held out for validation; 0 = none")
+    split_seed: int = setting(
+        0, "which images the two options above choose; the same for all seeds of a study"
+    )
+    image_size: int = setting(384, "pixels a side after cropping and resizing")
+    crop_min_area: float = setting(
+        0.05, "smallest random crop, share of the image's area; 1 = no random crops"
+    )
+    flip: bool = setting(False, "mirror half of the training images; the official code does not")
+
+    # network
+    model: str = setting("ViT-B_16", "network", choices=tuple(MODELS))
+    pretrained: str = setting("", "weight file to start from; '' starts from random weights")
+    dropout: float = setting(0.1, "dropout rate after the position embedding and twice in each MLP; 0 = off")
+    attention_dropout: float = setting(0.0, "dropout rate of the attention weights; 0 = off")
+    projection_dropout: float = setting(0.0, "dropout rate after the attention's output projection; 0 = off")
+
+    # loss: see rdrop.rdrop_loss
+    num_views: int = setting(
+        2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", choices=(1, 2)
+    )
+    alpha: float = setting(0.3, "strength of the KL term; 0 = off. 0.3 here is the paper's 0.6")
+    kl_sum_over: int = setting(
+        1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)"
+    )
+    loss_form: str = setting(
+        "sum", "views added up (paper, official) or averaged (blog, port)", choices=FORMS
+    )
+
+    # optimisation: SGD with momentum
+    num_steps: int = setting(10_000, "updates")
+    batch_size: int = setting(512, "images an update, over all processes; each is seen num_views times")
+    learning_rate: float = setting(1e-2, "peak rate")
+    schedule: str = setting("cosine", "course of the rate after the warm-up", choices=SCHEDULES)
+    warmup_steps: int = setting(500, "updates of linear warm-up; 0 = none")
+    momentum: float = setting(0.9, "momentum of SGD; 0 = plain SGD")
+    weight_decay: float = setting(0.0, "L2 coefficient; 0 = off")
+    max_grad_norm: float = setting(1.0, "global L2 norm that gradients are clipped to; 0 = off")
+    seed: int = setting(42, "seed of order, crops, dropout and initial weights")
+
+    # evaluation
+    eval_every: int = setting(100, "updates between two validations")
+    test_every: int = setting(0, "updates between two looks at the test set; 0 = only at the end")
+    select_on: str = setting(
+        "validation", "split that chooses the best checkpoint; 'test' only to repeat the seeds",
+        choices=("validation", "test"),
+    )  # fmt: skip
+
+    # hardware: does not change what the run means
+    micro_batch_size: int = setting(32, "images in memory at once on a process; lower it when memory is short",
+                                    hardware=True)  # fmt: skip
+    eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
+    precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))
+    device: str = setting(
+        "auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True
+    )
+    workers: int = setting(4, "processes that decode image files; 0 = none", hardware=True)
+    data_dir: str = setting("", "folder with the data; '' = data/downloads", hardware=True)
+    save_every: int = setting(500, "updates between two resumable checkpoints", hardware=True)
+    log_every: int = setting(10, "updates between two training records", hardware=True)
+
+    @property
+    def num_classes(self) -> int:
+        return CLASSES[self.dataset]
+
+    def meaning(self) -> dict:
+        """The fields that define the run's result: all but its name and the hardware ones."""
+        hardware = {f.name for f in dataclasses.fields(self) if f.metadata.get("hardware")}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in hardware | {"name", "summary"}}
+
+
+_HEADLINE = Recipe(
+    "cifar100_vit_b16_rdrop",
+    "the headline: ViT-B/16 + R-Drop on CIFAR-100 as the official code trains it; paper 93.29 %",
+    pretrained="checkpoints/pretrained/ViT-B_16.npz",
+    alpha=0.3,  # dropreg/R-Drop vit_src/train.py --alpha; times (KL + KL'), so the paper's 0.6
+    kl_sum_over=32,  # its micro-batches of 512 // 16 images, over which it sums the KL
+    test_every=1000,
+)
+
+
+def _variant(base: Recipe, name: str, summary: str, **changes) -> Recipe:
+    return dataclasses.replace(base, name=name, summary=summary, **changes)
+
+
+_ALL = (
+    _HEADLINE,
+    _variant(_HEADLINE, "cifar100_vit_b16_baseline", "the same without R-Drop; paper 92.64 %", num_views=1),
+    _variant(
+        _HEADLINE, "cifar100_vit_b16_rdrop_224",
+        "what a co-author answered in issue #25 of the official code: 224 px, rate 8e-3, 20,000 steps",
+        image_size=224, learning_rate=8e-3, num_steps=20_000,
+    ),
+    _variant(
+        _HEADLINE, "cifar100_vit_l16_rdrop", "ViT-L/16 + R-Drop; paper 93.85 %",
+        model="ViT-L_16", pretrained="checkpoints/pretrained/ViT-L_16.npz",
+    ),
+    _variant(
+        _HEADLINE, "cifar100_vit_l16_baseline", "ViT-L/16 without R-Drop; paper 93.44 %",
+        model="ViT-L_16", pretrained="checkpoints/pretrained/ViT-L_16.npz", num_views=1,
+    ),
+    _variant(
+        _HEADLINE, "imagenet_vit_b16_rdrop", "ViT-B/16 + R-Drop on ImageNet folders; paper 84.38 %",
+        dataset="imagenet",
+    ),
+    _variant(
+        _HEADLINE, "cifar10_vit_b16_rdrop", "ViT-B/16 + R-Drop on CIFAR-10; the paper gives no figure",
+        dataset="cifar10", validation_per_class=100,
+    ),
+    Recipe(
+        "cifar100_vit_ti16",
+        "small and real: ViT-Ti/16 from an ImageNet file, 50 CIFAR-100 images a class, minutes on a CPU",
+        model="ViT-Ti_16", pretrained="checkpoints/pretrained/vit_tiny_patch16_224.safetensors",
+        image_size=64, train_per_class=50,
+        alpha=0.5,  # form "sum": the mean symmetric KL counts as much as the mean cross-entropy
+        num_steps=400, batch_size=64, micro_batch_size=64, learning_rate=0.05, warmup_steps=40,
+        eval_every=100, eval_batch_size=250, save_every=50,
+    ),
+    Recipe(
+        "digits",
+        "a small ViT + R-Drop from scratch on scikit-learn's handwritten digits, a minute on a CPU",
+        dataset="digits", validation_per_class=20, image_size=8, crop_min_area=0.5,
+        model="ViT-digits",
+        alpha=0.5,
+        num_steps=1000, batch_size=64, micro_batch_size=64, learning_rate=0.05, warmup_steps=100,
+        eval_every=100, eval_batch_size=500, save_every=100,
+    ),
+)  # fmt: skip
+
+RECIPES = {recipe.name: recipe for recipe in _ALL}
+HEADLINE, SMALL = "cifar100_vit_b16_rdrop", "digits"
+
+
+def get_recipe(name: str, **changes) -> Recipe:
+    """The named recipe with single fields changed. Raises UserError for an unknown name or a bad value."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe {name!r}: {near(name, RECIPES)} (bash run_train.sh --list)")
+    recipe = dataclasses.replace(RECIPES[name], **changes)
+    check(recipe)
+    return recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
+    at_least = dict.fromkeys(
+        ("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_every"), 1
+    )
+    at_least |= dict.fromkeys(("image_size", "kl_sum_over", "save_every", "log_every"), 1)
+    at_least |= dict.fromkeys(
+        ("train_per_class", "validation_per_class", "split_seed", "seed", "test_every"), 0
+    )
+    at_least |= dict.fromkeys(("warmup_steps", "workers", "alpha", "weight_decay", "max_grad_norm"), 0)
+    for field in dataclasses.fields(recipe):
+        value, choices = getattr(recipe, field.name), field.metadata.get("choices")
+        if choices and value not in choices:
+            known = (
+                near(value, choices) if isinstance(value, str) else f"known: {', '.join(map(str, choices))}"
+            )
+            raise UserError(f"--{field.name} {value}: {known}")
+        if isinstance(value, float) and value != value:
+            raise UserError(f"--{field.name} {value}: must be a number")
+        if field.name in at_least and value < at_least[field.name]:
+            raise UserError(f"--{field.name} {value}: must be at least {at_least[field.name]}")
+    for name in ("dropout", "attention_dropout", "projection_dropout", "momentum"):
+        if not 0 <= getattr(recipe, name) < 1:
+            raise UserError(f"--{name} {getattr(recipe, name)}: must be at least 0 and below 1")
+    if not 0 < recipe.crop_min_area <= 1:
+        raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
+    if not 0 < recipe.learning_rate < float("inf"):
+        raise UserError(f"--learning_rate {recipe.learning_rate}: must be above 0")
+    if recipe.select_on == "validation" and recipe.validation_per_class == 0:
+        raise UserError("--validation_per_class 0 leaves nothing to choose the best checkpoint on; "
+                        "hold some images out or say --select_on test")  # fmt: skip
+
+
+def add_options(parser) -> None:
+    """Add one option for each field of `Recipe`; an option that is not given is absent from the result."""
+    import argparse
+
+    for field in dataclasses.fields(Recipe):
+        if field.name in ("name", "summary"):
+            continue
+        kind = _switch if field.type is bool else field.type
+        choices = field.metadata["choices"]
+        text = field.metadata["help"] + (f" ({', '.join(map(str, choices))})" if choices else "")
+        parser.add_argument(
+            f"--{field.name}", type=kind, default=argparse.SUPPRESS, metavar=field.type.__name__.upper(),
+            help=text.replace("%", "%%"),
+        )  # fmt: skip
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+        raise ValueError(text)
+    return text.lower() in ("true", "1", "yes", "on")

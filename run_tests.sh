@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Run the tests. Start it from the project root: relative paths are taken from there.
+#
+#     bash run_tests.sh                     ruff (lint and format), then all tests but the slow ones
+#     bash run_tests.sh tests/test_x.py     pytest alone, with these options
+#     bash run_tests.sh -m slow             the slow tests
+#     bash run_tests.sh --help              pytest's options
+#
+# The first start makes .venv with the test tools (see setup_env.sh). Exit code 0 if all is well.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+source ./setup_env.sh dev
+if (($# == 0)); then
+  echo "run_tests: ruff check, ruff format --check, then pytest"
+  "$PYTHON" -m ruff check .
+  "$PYTHON" -m ruff format --check .
+fi
+exec "$PYTHON" -m pytest "$@"
