@@ -15,6 +15,7 @@ from common.errors import UserError
 # What NumPy 1 and 2 write for an array: the same functions under two module names.
 _RECONSTRUCT = np.array([0]).__reduce__()[0]
 _SCALAR = np.float64(0).__reduce__()[0]
+_FROM_BUFFER = np.array([0]).__reduce_ex__(5)[0]
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): codecs.encode,  # how protocol 2 writes bytes
@@ -24,6 +25,8 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy.core.multiarray", "scalar"): _SCALAR,
     ("numpy._core.multiarray", "scalar"): _SCALAR,
+    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
 }
 
 

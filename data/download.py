@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.errors import DataError
+from common.errors import UserError
 
 CHUNK = 1 << 18  # bytes read at a time
 TIMEOUT = 30  # seconds to connect, and the longest silence after which a connection counts as lost
@@ -51,12 +51,12 @@ def fetch(url, path, *, md5=None, sha256=None, size=None) -> Path:
 
     A file at `path` is used if it has the given `md5` and `sha256` (hex) and `size` (bytes); what is None is
     not checked. Otherwise it is left alone and an error says so. A download that was stopped is continued;
-    lost connections and 5xx answers are tried again after RETRY_PAUSES. Returns `path`; raises DataError.
+    lost connections and 5xx answers are tried again after RETRY_PAUSES. Returns `path`; raises UserError.
     """
     path = Path(path)
     expected = {"size": size, "md5": md5 and md5.lower(), "sha256": sha256 and sha256.lower()}
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DataError(f"{url} is not an http(s) address, so {path.name} cannot be downloaded; correct it")
+        raise UserError(f"{url} is not an http(s) address, so {path.name} cannot be downloaded; correct it")
     try:
         if not _is_present(path, expected):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,14 +64,14 @@ def fetch(url, path, *, md5=None, sha256=None, size=None) -> Path:
                 if not _is_present(path, expected):  # another process may have fetched it meanwhile
                     _download(url, path, expected)
     except OSError as error:
-        raise DataError(_disk_problem(error, _beside(path, ".part"), size)) from error
+        raise UserError(_disk_problem(error, _beside(path, ".part"), size)) from error
     return path
 
 
 def extract_tar(archive, folder) -> None:
     """Unpack a `.tar.gz` that holds one top-level folder, as `folder`/TOP. If that exists, do nothing.
 
-    Only regular files and directories inside TOP are accepted; anything else raises DataError before a byte
+    Only regular files and directories inside TOP are accepted; anything else raises UserError before a byte
     is written, as does a damaged archive. Owners, modes and times of the archive are not taken over.
     """
     archive, folder = Path(archive), Path(folder)
@@ -90,13 +90,13 @@ def extract_tar(archive, folder) -> None:
                     _extract(tar, members, folder / top)
     # BadGzipFile is an OSError, so damage has to be told from a failing disk first
     except DAMAGE as error:
-        raise DataError(
+        raise UserError(
             f"{archive} is damaged or incomplete ({error}): delete it and run the same command again to "
             f"download it anew; nothing was extracted"
         ) from error
     except OSError as error:
         where = error.filename or folder
-        raise DataError(
+        raise UserError(
             f"cannot extract {archive}: {where}: {error.strerror or error}. Correct that and run the same "
             f"command again; nothing half-extracted is left in {folder}"
         ) from error
@@ -150,7 +150,7 @@ def _is_present(path, expected):
         return False
     problem = "it is a folder, not a file" if path.is_dir() else _mismatch(path, expected)
     if problem:
-        raise DataError(
+        raise UserError(
             f"{path}: {problem}. Delete it and run the same command again to download it, or put the right "
             f"file there"
         )
@@ -209,7 +209,7 @@ def _download(url, path, expected):
                 furthest, failures = _size(part), 0
             if failures == len(RETRY_PAUSES) or (error.lasting and furthest == at_start):
                 kept = f" ({_bytes(_size(part))} are kept in {part})" if _size(part) else ""
-                raise DataError(
+                raise UserError(
                     f"{error}. Download {url} by hand to {path} and run the same command again{kept}"
                 ) from error
             pause = RETRY_PAUSES[failures]
@@ -222,7 +222,7 @@ def _download(url, path, expected):
             break
         _discard(part)
         if started_over or not continued:
-            raise DataError(
+            raise UserError(
                 f"{url} gave a wrong file: {problem}. It was removed and {path} not written; run the same "
                 f"command again to start from the beginning, or put the right file at {path}"
             )
@@ -245,7 +245,7 @@ def _discard(part):
 def _receive(url, path, part, expected):
     """One request for what `part` lacks, appended to it and synced; returns whether earlier bytes were kept.
 
-    Raises _Broken when `part` is not whole afterwards, DataError when asking again would not help.
+    Raises _Broken when `part` is not whole afterwards, UserError when asking again would not help.
     """
     size = expected["size"]
     if size and _size(part) == size:
@@ -258,9 +258,9 @@ def _receive(url, path, part, expected):
             status = f"HTTP {response.status} {response.reason}"
             if response.status >= 500 or response.status in (408, 429):
                 raise _Broken(f"{urlsplit(url).netloc} answers {status}")
-            raise DataError(f"{url}: {status}. If the file has moved, download it by hand to {path}")
+            raise UserError(f"{url}: {status}. If the file has moved, download it by hand to {path}")
         if None not in (size, total) and total != size:
-            raise DataError(
+            raise UserError(
                 f"{url} offers {_bytes(total)} instead of {_bytes(size)}, so it is another file or an error "
                 f"page; put the right file at {path}"
             )
@@ -270,7 +270,7 @@ def _receive(url, path, part, expected):
         try:
             _append(response, url, part, have, total)
         except OSError as error:
-            raise DataError(_disk_problem(error, part, total)) from error
+            raise UserError(_disk_problem(error, part, total)) from error
     if total is not None and _size(part) < total:
         raise _Broken(f"{urlsplit(url).netloc} hung up after {_size(part):,} of {_bytes(total)}")
     return have > 0
@@ -370,7 +370,7 @@ def _ask(url, start, version):
 
 
 def _safe_members(tar, archive):
-    """Yield (member, its name) of the files and folders in `tar`; DataError at the first that is not safe."""
+    """Yield (member, its name) of the files and folders in `tar`; UserError at the first that is not safe."""
     top = None
     for member in tar:
         name = PurePosixPath(member.name)
@@ -386,7 +386,7 @@ def _safe_members(tar, archive):
             top = name.parts[0]
             yield member, name
             continue
-        raise DataError(
+        raise UserError(
             f"{archive}: member {member.name!r} {problem}. Nothing was extracted; get the archive from its "
             f"official address"
         )

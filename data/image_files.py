@@ -1,5 +1,9 @@
 """Images in folders, one folder a class, decoded in worker processes (the ImageNet layout)."""
 
+import functools
+import multiprocessing
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,49 +33,51 @@ class ImageFiles:
 
     def stream(self, requests, image_size: int, augmentation=None, workers: int = 0):
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
-        loader = paddle.io.DataLoader(
-            _Decoder(self, image_size, augmentation),
-            batch_sampler=_Requests(requests),
-            num_workers=workers,
-            return_list=True,
-            collate_fn=lambda items: tuple(np.stack(column) for column in zip(*items, strict=True)),
+        jobs = (
+            ([self.paths[i] for i in indices], self.labels[indices], draws, image_size, augmentation)
+            for indices, draws in requests
         )
-        for images, labels in loader:
-            yield resize_crops(images, full_boxes(len(images), image_size, image_size), image_size), labels
+        for pixels, labels in _decode_ahead(jobs, workers):
+            whole = full_boxes(len(pixels), image_size, image_size)
+            yield resize_crops(paddle.to_tensor(pixels), whole, image_size), paddle.to_tensor(labels)
 
 
-class _Requests:
-    """The batch sampler of a DataLoader: each batch a list of (index, its random numbers or None)."""
+def _decode_ahead(jobs, workers: int):
+    """Results of `_decode` in the order of `jobs`; with workers, two jobs for each are under way at any time."""
+    if workers == 0:
+        yield from (_decode(*job) for job in jobs)
+        return
+    waiting = deque()
+    for job in jobs:
+        waiting.append(_pool(workers).submit(_decode, *job))
+        if len(waiting) > 2 * workers:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
-    def __init__(self, requests):
-        self.requests = requests
 
-    def __iter__(self):
-        for indices, draws in self.requests:
-            yield [(int(i), None if draws is None else draws[row]) for row, i in enumerate(indices)]
+@functools.lru_cache(maxsize=1)
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: a forked copy of a process with Paddle's threads may hang. One pool serves all splits of a run.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
-class _Decoder(paddle.io.Dataset):
-    def __init__(self, split: ImageFiles, image_size: int, augmentation):
-        super().__init__()
-        self.split, self.image_size, self.augmentation = split, image_size, augmentation
-
-    def __len__(self):
-        return len(self.split)
-
-    def __getitem__(self, item):
-        index, draws = item
-        image = read_image(self.split.paths[index])
+def _decode(paths, labels, draws, image_size: int, augmentation):
+    """Read, crop and resize the pictures of one batch: uint8 (n, 3, image_size, image_size), and their labels."""
+    pixels = np.empty((len(paths), 3, image_size, image_size), np.uint8)
+    for row, path in enumerate(paths):
+        image = read_image(path)
         box, mirror = (0, 0, *image.size), False
         if draws is not None:
-            row = draws[None]
-            top, left, h, w = self.augmentation.boxes(row, [image.height], [image.width])[0]
-            box, mirror = (left, top, left + w, top + h), self.augmentation.flips(row)[0]
+            own = draws[row : row + 1]
+            top, left, h, w = augmentation.boxes(own, [image.height], [image.width])[0]
+            box, mirror = (left, top, left + w, top + h), augmentation.flips(own)[0]
         # crop first: `resize(box=...)` would let the filter look beyond the crop's border
-        image = image.crop(box).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        image = image.crop(box).resize((image_size, image_size), Image.Resampling.BILINEAR)
         if mirror:
             image = ImageOps.mirror(image)
-        return np.asarray(image).transpose(2, 0, 1), self.split.labels[index]
+        pixels[row] = np.asarray(image).transpose(2, 0, 1)
+    return pixels, labels
 
 
 def read_image(path) -> Image.Image:

@@ -23,9 +23,9 @@ from contextlib import suppress
 
 import pytest
 
+from common.errors import UserError
 from data import download
 from data.download import extract_tar, fetch
-from data.errors import DataError
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)
@@ -37,9 +37,10 @@ NAME = "file.bin"
 class Handler(http.server.BaseHTTPRequestHandler):
     """Serves `server.body`. `server.plan` says what goes wrong in each request, one dict a request:
 
-    status: answer that and nothing else; cut, reset, stall: after so many bytes hang up, send RST, fall
-    silent until `server.release` is set; ranges=False: ignore Range; if_range=False: ignore If-Range; first:
-    continue at that byte instead of the one asked for; length=False: do not say how long the body is.
+    status: answer that and nothing else; silent: no answer; cut, reset, stall: after so many bytes hang up,
+    send RST, fall silent until `server.release` is set; ranges=False: ignore Range; if_range=False: ignore
+    If-Range; first: continue at that byte instead of the one asked for; length=False: do not say how long the
+    body is.
     """
 
     def do_GET(self):
@@ -47,8 +48,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with server.guard:
             server.requests.append(dict(self.headers))
             fault = server.plan.pop(0) if server.plan else server.default
+            if len(server.requests) > 50:  # ends a client that would ask forever
+                fault = {"status": 404}
         if "status" in fault:
             self.send_error(fault["status"])
+            return
+        if "silent" in fault:
+            server.release.wait(30)
             return
         body, start, whole = server.body, 0, len(server.body)
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -89,8 +95,8 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.guard = threading.Lock()
         self.release = threading.Event()
         self.body, self.version = BODY, '"v1"'
@@ -107,7 +113,7 @@ class Server(http.server.ThreadingHTTPServer):
 @pytest.fixture
 def server():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.release.set()
@@ -135,20 +141,21 @@ def wait_for(condition):
 
 
 def in_child(log, call):
-    """A process of its own that runs `call`, stderr to `log`; exit code 2 after a DataError.
+    """A process of its own that runs `call`, stderr to `log`; exit code 2 after a UserError.
 
     Forked: starting Python and importing the package anew takes seconds.
     """
 
     def body():
-        sys.stderr = open(log, "a")
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = sys.__stderr__  # pytest had put its own there
         try:
             call()
-        except DataError as error:
+        except UserError as error:
             print(error, file=sys.stderr, flush=True)
             os._exit(2)
 
-    process = multiprocessing.get_context("fork").Process(target=body)
+    process = multiprocessing.get_context("fork").Process(target=body, daemon=True)
     process.start()
     return process
 
@@ -163,7 +170,7 @@ def ended(process):
 
 def test_a_file_is_downloaded_whole_and_nothing_else_is_left(server, tmp_path, capfd):
     path = tmp_path / "new" / "folder" / NAME
-    assert fetch(server.url, path, md5=MD5, sha256=SHA256.upper(), size=len(BODY)) == path
+    assert fetch(server.url, path, md5=MD5.upper(), sha256=SHA256.upper(), size=len(BODY)) == path
     assert path.read_bytes() == BODY
     assert names(path.parent) == [NAME]
     assert server.ranges() == [None]
@@ -194,7 +201,7 @@ def test_a_right_file_is_used_without_network(server, tmp_path, checks):
 @pytest.mark.parametrize("checks", [{"md5": MD5}, {"sha256": SHA256}, {"md5": MD5, "sha256": SHA256}])
 def test_a_wrong_file_is_left_alone_and_named(server, tmp_path, checks):
     (tmp_path / NAME).write_bytes(OTHER)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         fetch(server.url, tmp_path / NAME, **checks)
     algorithm = next(iter(checks))
     for part in (
@@ -209,14 +216,14 @@ def test_a_wrong_file_is_left_alone_and_named(server, tmp_path, checks):
 
 def test_a_file_of_the_wrong_size_is_left_alone(server, tmp_path):
     (tmp_path / NAME).write_bytes(BODY[:-1])
-    with pytest.raises(DataError, match="299,999 bytes, expected 300,000"):
+    with pytest.raises(UserError, match="299,999 bytes, expected 300,000"):
         fetch(server.url, tmp_path / NAME, size=len(BODY))
     assert (tmp_path / NAME).read_bytes() == BODY[:-1]
 
 
 def test_a_folder_in_the_place_of_the_file_is_named(server, tmp_path):
     (tmp_path / NAME).mkdir()
-    with pytest.raises(DataError, match="folder, not a file"):
+    with pytest.raises(UserError, match="folder, not a file"):
         fetch(server.url, tmp_path / NAME)
 
 
@@ -246,12 +253,14 @@ def test_a_lost_connection_is_taken_up_where_it_broke(server, tmp_path, fault, c
     assert "next try in 0.01 s" in capfd.readouterr().err
 
 
-def test_a_silent_connection_is_given_up_and_taken_up_again(server, tmp_path, monkeypatch):
+def test_a_silent_connection_is_given_up_and_taken_up_again(server, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
-    server.plan = [{"stall": 100_000}]
+    server.plan = [{"silent": True}, {"stall": 100_000}]
     fetch(server.url, tmp_path / NAME, md5=MD5)
     assert (tmp_path / NAME).read_bytes() == BODY
-    assert server.ranges() == [None, "bytes=100000-"]
+    assert server.ranges() == [None, None, "bytes=100000-"]
+    log = capfd.readouterr().err
+    assert "timed out; next try" in log and "TimeoutError after 100,000 of 300,000 bytes; next try" in log
 
 
 def test_a_body_of_unknown_length_that_breaks_off_is_noticed_by_its_size(server, tmp_path):
@@ -270,7 +279,7 @@ def test_a_connection_may_break_any_number_of_times_while_it_gets_on(server, tmp
 def test_a_server_that_never_gets_further_is_given_up(server, tmp_path):
     server.default = {"cut": 1000, "ranges": False}
     with pytest.raises(
-        DataError, match=r"hung up after 1,000 of 300,000 bytes.*by hand.*1,000 bytes are kept"
+        UserError, match=r"hung up after 1,000 of 300,000 bytes.*by hand.*1,000 bytes are kept"
     ):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert len(server.requests) == 4  # the first and one after each pause
@@ -286,7 +295,7 @@ def test_a_passing_error_of_the_server_is_tried_again(server, tmp_path, status):
 
 def test_a_lasting_error_of_the_server_ends_in_one_line(server, tmp_path):
     server.default = {"status": 503}
-    with pytest.raises(DataError, match=r"127.0.0.1:\d+ answers HTTP 503") as error:
+    with pytest.raises(UserError, match=r"127.0.0.1:\d+ answers HTTP 503") as error:
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert len(server.requests) == 4 and "\n" not in str(error.value)
     assert names(tmp_path) == []
@@ -295,11 +304,11 @@ def test_a_lasting_error_of_the_server_ends_in_one_line(server, tmp_path):
 @pytest.mark.parametrize("status", [403, 404])
 def test_a_refusal_is_not_tried_again_and_keeps_what_is_there(server, tmp_path, status):
     server.default = {"cut": 1000, "ranges": False}
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     server.requests.clear()
     server.default = {"status": status}
-    with pytest.raises(DataError, match=f"{re.escape(server.url)}: HTTP {status}"):
+    with pytest.raises(UserError, match=f"{re.escape(server.url)}: HTTP {status}"):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert len(server.requests) == 1
     assert (tmp_path / f"{NAME}.part").stat().st_size == 1000
@@ -309,10 +318,11 @@ def test_an_unreachable_host_is_named_at_once_with_what_to_do(tmp_path, capfd):
     with socket.socket() as taken:  # bound and not listening: nobody else gets the port, and it refuses
         taken.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(DataError) as error:
+        with pytest.raises(UserError) as error:
             fetch(f"http://{host}/{NAME}", tmp_path / NAME)
     message = str(error.value)
     assert message.startswith(f"cannot reach {host}: ") and "refused" in message and "\n" not in message
+    assert "urlopen" not in message
     assert (
         f"Download http://{host}/{NAME} by hand to {tmp_path / NAME} and run the same command again"
         in message
@@ -320,9 +330,34 @@ def test_an_unreachable_host_is_named_at_once_with_what_to_do(tmp_path, capfd):
     assert "next try" not in capfd.readouterr().err and names(tmp_path) == []
 
 
+def test_a_host_that_goes_away_in_the_middle_is_waited_for(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "RETRY_PAUSES", (0.05,) * 200)
+    folder, log = tmp_path / "data", tmp_path / "log"
+    server.plan = [{"stall": 100_000}]
+
+    def call():
+        server.socket.close()  # the copy that a forked process has, which would keep the port open
+        fetch(server.url, folder / NAME, md5=MD5)
+
+    process = in_child(log, call)
+    part = folder / f"{NAME}.part"
+    wait_for(lambda: part.exists() and part.stat().st_size == 100_000)
+    server.shutdown()
+    server.socket.close()  # from here on the port refuses
+    server.release.set()
+    wait_for(lambda: "cannot reach" in log.read_text())
+    with Server(server.server_port) as back:
+        thread = threading.Thread(target=back.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        assert ended(process) == 0
+        back.shutdown()
+        thread.join()
+    assert (folder / NAME).read_bytes() == BODY and back.ranges() == ["bytes=100000-"]
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://127.0.0.1/x", "file.bin"])
 def test_only_http_addresses_are_opened(tmp_path, url):
-    with pytest.raises(DataError, match="not an http"):
+    with pytest.raises(UserError, match="not an http"):
         fetch(url, tmp_path / NAME)
 
 
@@ -332,7 +367,7 @@ def test_only_http_addresses_are_opened(tmp_path, url):
 def leave_part(server, path, count):
     """Have an earlier run that broke off for good after `count` bytes."""
     server.plan = [{"cut": count}] + [{"status": 503}] * 4
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         fetch(server.url, path, md5=MD5)
     assert names(path.parent) == [f"{NAME}.part", f"{NAME}.part.json"]
     server.plan, server.requests = [], []
@@ -342,7 +377,9 @@ def leave_part(server, path, count):
 def test_a_later_run_continues(server, tmp_path, version, capfd):
     server.version = version
     leave_part(server, tmp_path / NAME, 100_000)
+    inode = (tmp_path / f"{NAME}.part").stat().st_ino
     fetch(server.url, tmp_path / NAME)  # no checksum: the version alone has to do
+    assert (tmp_path / NAME).stat().st_ino == inode  # renamed: a copy could be seen half-written
     assert (tmp_path / NAME).read_bytes() == BODY and names(tmp_path) == [NAME]
     assert server.ranges() == ["bytes=100000-"] and server.requests[0]["If-Range"] == version
     assert "continues at 100,000 bytes of 300,000 bytes" in capfd.readouterr().err
@@ -371,7 +408,16 @@ def test_without_a_usable_note_only_a_checksum_lets_a_run_continue(server, tmp_p
 def test_a_server_that_does_not_give_the_range_asked_for_starts_over(server, tmp_path, fault):
     leave_part(server, tmp_path / NAME, 100_000)
     server.plan = [fault]
-    fetch(server.url, tmp_path / NAME, md5=MD5)
+    fetch(server.url, tmp_path / NAME)  # no checksum to repair it afterwards
+    assert (tmp_path / NAME).read_bytes() == BODY
+
+
+def test_a_part_longer_than_the_file_is_replaced(server, tmp_path):
+    leave_part(server, tmp_path / NAME, 100_000)
+    with open(tmp_path / f"{NAME}.part", "ab") as part:
+        part.write(OTHER)
+    fetch(server.url, tmp_path / NAME)
+    assert server.ranges() == ["bytes=400000-", None]
     assert (tmp_path / NAME).read_bytes() == BODY
 
 
@@ -412,7 +458,7 @@ def test_a_change_that_only_the_checksum_shows_costs_one_more_download(server, t
 
 def test_a_wrong_download_is_removed_and_named(server, tmp_path):
     server.body = OTHER
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         fetch(server.url, tmp_path / NAME, md5=MD5)
     for part in (server.url, MD5, hashlib.md5(OTHER).hexdigest(), "removed", str(tmp_path / NAME)):
         assert part in str(error.value)
@@ -422,7 +468,7 @@ def test_a_wrong_download_is_removed_and_named(server, tmp_path):
 def test_a_wrong_download_in_pieces_is_started_over_once_and_no_more(server, tmp_path):
     server.body = OTHER
     server.default = {"cut": 200_000}
-    with pytest.raises(DataError, match="gave a wrong file"):
+    with pytest.raises(UserError, match="gave a wrong file"):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert server.ranges() == [None, "bytes=200000-"] * 2
     assert names(tmp_path) == []
@@ -430,7 +476,7 @@ def test_a_wrong_download_in_pieces_is_started_over_once_and_no_more(server, tmp
 
 def test_a_file_of_another_size_is_refused_before_it_is_downloaded(server, tmp_path):
     server.plan = [{"stall": 0}]
-    with pytest.raises(DataError, match="offers 300,000 bytes instead of 7 bytes"):
+    with pytest.raises(UserError, match="offers 300,000 bytes instead of 7 bytes"):
         fetch(server.url, tmp_path / NAME, size=7)
     assert names(tmp_path) == []
 
@@ -511,7 +557,7 @@ def test_a_full_disk_keeps_the_part_and_says_what_is_missing(server, tmp_path):
     except FileNotFoundError:
         pytest.skip("no mount command")
     if done.returncode:
-        pytest.skip(f"mounting a small tmpfs is not permitted: {done.stderr.strip()}")
+        pytest.skip(f"mounting a small tmpfs is not permitted: {done.stderr.splitlines()[0]}")
     try:
         kept = check_full_disk(server, folder, tmp_path / "log", lambda call: call)
         assert "No space left on device" in (tmp_path / "log").read_text()
@@ -523,22 +569,33 @@ def test_a_full_disk_keeps_the_part_and_says_what_is_missing(server, tmp_path):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_folder_without_write_permission_is_named(server, tmp_path):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    folder.chmod(0o555)
+def unprivileged(folder, call):
+    """`call` in `folder` by somebody who may not write there; permissions do not hold root back."""
 
-    def call():
+    def changed():
         os.chdir(folder)
         if os.getuid() == 0:
-            os.setuid(65534)  # permissions do not hold root back
-        fetch(server.url, NAME, md5=MD5)
+            os.setuid(65534)
+        call()
 
-    assert ended(in_child(tmp_path / "log", call)) == 2
-    assert re.search(
-        r"cannot use file.bin.lock: Permission denied.*another folder", (tmp_path / "log").read_text()
-    )
+    folder.chmod(0o555)
+    return changed
+
+
+def test_a_folder_without_write_permission_is_named(server, tmp_path):
+    folder, log = tmp_path / "data", tmp_path / "log"
+    folder.mkdir()
+    assert ended(in_child(log, unprivileged(folder, lambda: fetch(server.url, NAME, md5=MD5)))) == 2
+    assert re.search(r"cannot use file.bin.lock: Permission denied.*another folder", log.read_text())
     assert server.requests == [] and names(folder) == []
+
+
+def test_a_right_file_needs_no_write_permission(server, tmp_path):
+    folder, log = tmp_path / "data", tmp_path / "log"
+    folder.mkdir()
+    (folder / NAME).write_bytes(BODY)
+    assert ended(in_child(log, unprivileged(folder, lambda: fetch(server.url, NAME, md5=MD5)))) == 0
+    assert server.requests == []
 
 
 # ---- archives
@@ -578,8 +635,11 @@ def content(folder):
 
 @pytest.mark.parametrize("prefix", ["", "./"])
 def test_an_archive_is_extracted_below_its_top_folder(tmp_path, prefix):
+    first = (
+        packed({}, member(prefix, tarfile.DIRTYPE))[:512] if prefix else b""
+    )  # what `tar -C folder .` writes
     files = {prefix + name: data for name, data in FILES.items()}
-    archive = archive_of(tmp_path, packed(files, member(f"{prefix}{TOP}/empty", tarfile.DIRTYPE)))
+    archive = archive_of(tmp_path, first + packed(files, member(f"{prefix}{TOP}/empty", tarfile.DIRTYPE)))
     extract_tar(archive, tmp_path / "new" / "out")
     assert content(tmp_path / "new" / "out") == FILES
     assert names(tmp_path / "new" / "out") == [TOP]
@@ -588,10 +648,20 @@ def test_an_archive_is_extracted_below_its_top_folder(tmp_path, prefix):
 
 def test_a_folder_that_is_there_is_left_untouched(tmp_path):
     archive = archive_of(tmp_path, packed(FILES))
+    archive.write_bytes(archive.read_bytes()[:100_000])  # nor is the rest of the archive looked at
     (tmp_path / TOP).mkdir()
     (tmp_path / TOP / "mine").write_bytes(b"mine")
     extract_tar(archive, tmp_path)
     assert content(tmp_path / TOP) == {"mine": b"mine"}
+    assert names(tmp_path) == [TOP, archive.name]
+
+
+def check_refused(tmp_path, tar_bytes, evil):
+    archive = archive_of(tmp_path, tar_bytes)
+    with pytest.raises(UserError) as error:
+        extract_tar(archive, tmp_path / "out")
+    assert str(archive) in str(error.value) and repr(evil.name) in str(error.value)
+    assert names(tmp_path) == [archive.name]
 
 
 @pytest.mark.parametrize(
@@ -611,17 +681,19 @@ def test_a_folder_that_is_there_is_left_untouched(tmp_path):
     ids=lambda info: info.name,
 )
 def test_a_member_that_does_not_belong_there_stops_everything(tmp_path, evil):
-    archive = archive_of(tmp_path, packed(FILES, evil))
-    with pytest.raises(DataError) as error:
-        extract_tar(archive, tmp_path / "out")
-    assert str(archive) in str(error.value) and repr(evil.name) in str(error.value)
-    assert names(tmp_path) == [archive.name]
+    check_refused(tmp_path, packed(FILES, evil), evil)
+
+
+@pytest.mark.parametrize("name", ["/tmp", "/tmp/evil", "../evil", "file-at-the-top"])
+def test_a_first_member_that_does_not_belong_there_stops_everything(tmp_path, name):
+    kind = tarfile.DIRTYPE if name == "/tmp" else tarfile.REGTYPE
+    check_refused(tmp_path, packed({}, member(name, kind)), member(name))
 
 
 def test_a_link_that_would_carry_a_later_member_outside_stops_everything(tmp_path):
     escape = packed({}, member(f"{TOP}/link", tarfile.SYMTYPE, str(tmp_path)), member(f"{TOP}/link/evil"))
     archive = archive_of(tmp_path, escape)
-    with pytest.raises(DataError, match="link"):
+    with pytest.raises(UserError, match="link"):
         extract_tar(archive, tmp_path / "out")
     assert names(tmp_path) == [archive.name]
 
@@ -630,7 +702,7 @@ def check_damaged(tmp_path, archive_bytes):
     archive = tmp_path / "damaged.tar.gz"
     archive.write_bytes(archive_bytes)
     with pytest.raises(
-        DataError, match=f"{re.escape(str(archive))} is damaged or incomplete.*delete it"
+        UserError, match=f"{re.escape(str(archive))} is damaged or incomplete.*delete it"
     ) as error:
         extract_tar(archive, tmp_path / "out")
     assert "\n" not in str(error.value) and names(tmp_path) == [archive.name]
@@ -671,7 +743,7 @@ def test_what_is_no_archive_is_named(tmp_path, content):
 
 
 def test_a_missing_archive_is_named(tmp_path):
-    with pytest.raises(DataError, match="none.tar.gz: No such file"):
+    with pytest.raises(UserError, match=r"none\.tar\.gz: No such file"):
         extract_tar(tmp_path / "none.tar.gz", tmp_path)
 
 

@@ -1,0 +1,175 @@
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from data import cifar, load_dataset, split_indices
+from data.augment import Augmentation
+
+
+@pytest.fixture(scope="session")
+def cifar100(cifar100_folder):
+    return load_dataset("cifar100", str(cifar100_folder), train_per_class=50, validation_per_class=10)
+
+
+def test_real_cifar100_passes_its_sha1_and_is_split_evenly(cifar100):
+    assert (len(cifar100.train), len(cifar100.validation), len(cifar100.test)) == (5000, 1000, 10_000)
+    for split, each in ((cifar100.train, 50), (cifar100.validation, 10), (cifar100.test, 100)):
+        np.testing.assert_array_equal(np.bincount(split.labels), np.full(100, each))
+    assert cifar100.class_names[:2] == ["apple", "aquarium_fish"] and len(cifar100.class_names) == 100
+
+
+def test_one_changed_pixel_of_cifar100_is_noticed(cifar100_folder, tmp_path):
+    source = cifar100_folder / "cifar-100-python"
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "meta"):
+        (folder / name).symlink_to(source / name)
+    test = pickle.loads((source / "test").read_bytes(), encoding="bytes")
+    test[b"data"] = test[b"data"].copy()
+    test[b"data"][1234, 567] ^= 1
+    (folder / "test").write_bytes(pickle.dumps(test, 2))
+    with pytest.raises(UserError, match="the test images or labels are not the official ones"):
+        load_dataset("cifar100", str(tmp_path))
+
+
+def fake_cifar10(folder, broken=False):
+    """A tiny set in the layout of cifar-10-python (its content has no published SHA-1 to check)."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = rng.integers(0, 256, (20, 3000 if broken else 3072), np.uint8)
+        (folder / name).write_bytes(pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(20)]}, 2))
+    names = [f"class {i}".encode() for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, 2))
+    return folder
+
+
+def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
+    folder = fake_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+    archive = tmp_path / "packed" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "cifar-10-batches-py")
+    with pytest.raises(UserError, match="cifar-10-python.tar.gz: its md5 is"):  # it is not the official archive
+        load_dataset("cifar10", str(archive.parent))
+    import dataclasses
+    import hashlib
+
+    own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
+    one, two = load_dataset("cifar10", str(archive.parent)), load_dataset("cifar10", str(folder))
+    assert len(one.train) == 100 and one.train.images.shape == (100, 3, 32, 32)
+    np.testing.assert_array_equal(one.train.images, two.train.images)
+    np.testing.assert_array_equal(one.test.labels, np.arange(20) % 10)
+
+
+def test_cifar_data_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match="holds neither cifar-100-python/ nor cifar-100-python.tar.gz"):
+        load_dataset("cifar100", str(tmp_path))
+    with pytest.raises(UserError, match="data_batch_1: not a CIFAR batch"):
+        load_dataset("cifar10", str(fake_cifar10(tmp_path / "cifar-10-batches-py", broken=True)))
+    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half a download")
+    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz: its md5 is"):
+        load_dataset("cifar100", str(tmp_path))
+
+
+def test_a_malicious_batch_is_refused(tmp_path):
+    folder = fake_cifar10(tmp_path / "cifar-10-batches-py")
+
+    class Evil:
+        def __reduce__(self):
+            return eval, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    (folder / "data_batch_3").write_bytes(pickle.dumps({b"data": Evil()}))
+    with pytest.raises(UserError, match=r"data_batch_3: refused, it asks for builtins\.eval"):
+        load_dataset("cifar10", str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_digits_are_real_and_split_without_overlap():
+    data = load_dataset("digits", validation_per_class=20)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1097, 200, 500)
+    rows = np.concatenate([s.images.reshape(len(s), -1) for s in (data.train, data.validation, data.test)])
+    assert len(np.unique(rows, axis=0)) == 1797  # every image of the source once
+    assert data.test.images.max() == 255
+
+
+def test_held_out_images_depend_on_the_split_seed_alone():
+    labels = np.repeat(np.arange(5), 30)
+    train, held_out = split_indices(labels, 10, 4, seed=0)
+    assert len(train) == 50 and len(held_out) == 20 and not set(train) & set(held_out)
+    np.testing.assert_array_equal(held_out, split_indices(labels, 0, 4, seed=0)[1])
+    assert set(held_out) != set(split_indices(labels, 10, 4, seed=1)[1])
+    with pytest.raises(UserError, match="class 0 has 30 training images, fewer than"):
+        split_indices(labels, 27, 4, seed=0)
+
+
+@pytest.fixture
+def picture_folders(tmp_path):
+    """train/ and val/ of two classes, told apart by colour: JPEG, PNG, grey, palette, turned by EXIF."""
+    for split, count in (("train", 6), ("val", 2)):
+        for name, colour in (("blue", (0, 0, 250)), ("red", (250, 0, 0))):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = Image.new("RGB", (40 + i, 30), colour)
+                if i == 1:
+                    image = image.convert("P")
+                image.save(folder / f"{i}.{'png' if i == 1 else 'jpg'}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_image_folders_decode_in_order(picture_folders, workers):
+    data = load_dataset("imagenet", str(picture_folders), validation_per_class=2)
+    assert data.class_names == ["blue", "red"]
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 4, 4)
+    how = Augmentation()
+    draws = how.draw(np.random.default_rng(0), 8)
+    order = np.array([7, 0, 6, 1, 5, 2, 4, 3])
+    pieces = [(order[:3], draws[:3]), (order[3:], draws[3:])]
+    batches = list(data.train.stream(iter(pieces), 16, how, workers=workers))
+    labels = np.concatenate([labels.numpy() for _, labels in batches])
+    images = paddle.concat([images for images, _ in batches])
+    np.testing.assert_array_equal(labels, data.train.labels[order])
+    assert images.shape == [8, 3, 16, 16]
+    reddest = images.mean(axis=[2, 3]).argmax(axis=1).numpy()  # channel 0 is red, 2 blue
+    np.testing.assert_array_equal(reddest, np.where(labels == 1, 0, 2))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    from data.image_files import read_image
+
+    image = Image.fromarray(np.pad(np.full((10, 20, 3), 255, np.uint8), ((0, 0), (0, 20), (0, 0))))
+    exif = image.getexif()
+    exif[0x0112] = 6  # "turn by 90 degrees"
+    buffer = io.BytesIO()
+    image.save(tmp_path / "turned.png", exif=exif)
+    image.save(buffer, "PNG")
+    upright = read_image(tmp_path / "turned.png")
+    assert upright.size == (10, 40)
+    assert upright.getpixel((5, 5)) == (255, 255, 255) and upright.getpixel((5, 35)) == (0, 0, 0)
+
+
+def test_image_folders_that_cannot_be_used(picture_folders, tmp_path):
+    with pytest.raises(UserError, match=r"none/train: no such folder; expected .*train/CLASS"):
+        load_dataset("imagenet", str(tmp_path / "none"))
+    (picture_folders / "val" / "green").mkdir()
+    with pytest.raises(UserError, match="classes without training images: green"):
+        load_dataset("imagenet", str(picture_folders))
+    (picture_folders / "val" / "green").rmdir()
+    (picture_folders / "train" / "red" / "0.jpg").write_bytes(b"no picture")
+    data = load_dataset("imagenet", str(picture_folders))
+    with pytest.raises(UserError, match=r"red/0\.jpg: not a readable picture"):
+        list(data.train.stream(iter([(np.arange(12), None)]), 16))
+
+
+def test_unknown_data_set():
+    with pytest.raises(UserError, match="did you mean cifar100"):
+        load_dataset("cifar_100")

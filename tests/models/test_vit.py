@@ -1,0 +1,103 @@
+import numpy as np
+import paddle
+import pytest
+
+from common.errors import UserError
+from models import MODELS, build_model, model_config
+
+PARAMETERS = {  # 224 px, 1000 classes; ViT-B_16 and ViT-L_16 as in google-research/vision_transformer's tests
+    "ViT-Ti_16": 5_717_416,
+    "ViT-S_16": 22_050_664,
+    "ViT-B_16": 86_567_656,
+    "ViT-B_32": 88_224_232,
+    "ViT-L_16": 304_326_632,
+    "ViT-L_32": 306_535_400,
+    "ViT-H_14": 632_045_800,
+}
+
+
+def count(model):
+    return sum(parameter.size for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["ViT-Ti_16", "ViT-S_16", "ViT-B_16", "ViT-B_32"])
+def test_parameter_counts(name):
+    assert count(build_model(name, 1000, 224)) == PARAMETERS[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-L_16", "ViT-L_32", "ViT-H_14"])
+def test_parameter_counts_of_the_large_ones(name):
+    assert count(build_model(name, 1000, 224)) == PARAMETERS[name]
+
+
+def test_headline_parameter_count():
+    assert count(build_model("ViT-B_16", 100, 384)) == 86_167_396
+
+
+def test_a_fresh_network_predicts_the_uniform_distribution():
+    model = build_model("ViT-digits", 10, 8)
+    logits = model(paddle.randn([3, 3, 8, 8]))
+    assert logits.shape == [3, 10]
+    np.testing.assert_array_equal(logits.numpy(), 0)
+
+
+def test_dropout_acts_where_the_official_code_has_it():
+    """After the position embedding and twice in each MLP: 1 + 2 * depth layers of the given rate, no other."""
+    model = build_model("ViT-digits", 10, 8, dropout=0.25)
+    rates = {name: layer.p for name, layer in model.named_sublayers() if isinstance(layer, paddle.nn.Dropout)}
+    active = {name for name, rate in rates.items() if rate}
+    blocks = range(MODELS["ViT-digits"]["depth"])
+    assert active == {"pos_dropout"} | {f"blocks.{i}.mlp.dropout{k}" for i in blocks for k in (1, 2)}
+    assert {rates[name] for name in active} == {0.25}
+    other = build_model("ViT-digits", 10, 8, dropout=0.0, attention_dropout=0.1, projection_dropout=0.2)
+    rates = {name: layer.p for name, layer in other.named_sublayers() if isinstance(layer, paddle.nn.Dropout)}
+    assert {name.split(".")[-1]: rate for name, rate in rates.items() if rate} == {
+        "weights_dropout": 0.1,
+        "proj_dropout": 0.2,
+    }
+
+
+def test_forward_pass_equals_plain_numpy():
+    """One block written out in NumPy, with random weights everywhere (the head too)."""
+    paddle.seed(0)
+    model = build_model("ViT-digits", 10, 8, depth=1)
+    rng = np.random.default_rng(0)
+    for parameter in model.parameters():
+        parameter.set_value(rng.normal(0, 0.3, parameter.shape).astype("float32"))
+    model.eval()
+    images = rng.normal(size=(2, 3, 8, 8)).astype("float32")
+    found = model(paddle.to_tensor(images)).numpy()
+
+    w = {name: value.numpy().astype(np.float64) for name, value in model.state_dict().items()}
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def dense(x, name):
+        return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    patches = images.reshape(2, 3, 4, 2, 4, 2).transpose(0, 2, 4, 1, 3, 5).reshape(2, 16, 12)
+    x = patches @ w["patch_embed.proj.weight"].reshape(64, 12).T + w["patch_embed.proj.bias"]
+    x = np.concatenate([np.broadcast_to(w["cls_token"], (2, 1, 64)), x], axis=1) + w["pos_embed"]
+    y = norm(x, "blocks.0.norm1")
+    q, k, v = (
+        dense(y, f"blocks.0.attn.{part}").reshape(2, 17, 4, 16).transpose(0, 2, 1, 3)
+        for part in ("query", "key", "value")
+    )
+    scores = np.exp(q @ k.transpose(0, 1, 3, 2) / 4)
+    y = (scores / scores.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, 17, 64)
+    x = x + dense(y, "blocks.0.attn.proj")
+    y = dense(norm(x, "blocks.0.norm2"), "blocks.0.mlp.fc1")
+    from scipy.special import erf
+
+    x = x + dense(y * 0.5 * (1 + erf(y / np.sqrt(2))), "blocks.0.mlp.fc2")
+    np.testing.assert_allclose(found, dense(norm(x, "norm")[:, 0], "head"), rtol=0, atol=1e-4)
+
+
+def test_unknown_names_and_sizes():
+    with pytest.raises(UserError, match="did you mean ViT-B_16"):
+        model_config("ViT-B-16", 10, 224)
+    with pytest.raises(UserError, match="multiple of its patch size 16"):
+        model_config("ViT-B_16", 10, 225)

@@ -1,0 +1,62 @@
+import numpy as np
+import paddle
+import pytest
+
+from common.errors import UserError
+from models import build_model
+from reproduce import checkpoint
+
+
+def trained(steps, folder=None, resume=False):
+    """A small network after some updates on fixed data, through a state file if `resume`."""
+    paddle.seed(0)
+    model = build_model("ViT-digits", 10, 8, depth=1)
+    optimizer = paddle.optimizer.Momentum(0.1, 0.9, model.parameters())
+    first = 0
+    if resume:
+        state = checkpoint.load_latest(folder)
+        checkpoint.restore(state, model, optimizer, None)
+        first = state.step
+    for step in range(first, steps):
+        paddle.seed(step)
+        images = paddle.to_tensor(np.random.default_rng(step).normal(size=(4, 3, 8, 8)).astype("float32"))
+        paddle.nn.functional.cross_entropy(model(images), paddle.arange(4)).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        if folder is not None:
+            checkpoint.save(folder, checkpoint.capture(step + 1, {"alpha": 1}, model, optimizer, None, {}))
+    return {name: value.numpy() for name, value in model.state_dict().items()}
+
+
+def test_a_restored_run_ends_with_the_same_bytes(tmp_path):
+    unbroken = trained(6)
+    trained(3, tmp_path)
+    resumed = trained(6, tmp_path, resume=True)
+    for name, value in unbroken.items():
+        assert value.tobytes() == resumed[name].tobytes(), name
+
+
+def test_the_last_two_states_are_kept_and_a_damaged_one_is_named(tmp_path, capsys):
+    trained(4, tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    assert [path.name for path in paths] == ["step_00000003.pdstate", "step_00000004.pdstate"]
+    whole = paths[1].read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b""):
+        paths[1].write_bytes(damaged)
+        assert checkpoint.load_latest(tmp_path).step == 3
+        assert f"{paths[1]} is damaged" in capsys.readouterr().err
+
+
+def test_no_state_yet(tmp_path):
+    assert checkpoint.load_latest(tmp_path / "none") is None
+    assert checkpoint.newest(tmp_path) == "no checkpoint yet"
+
+
+def test_another_meaning_is_refused_by_name(tmp_path):
+    trained(1, tmp_path)
+    state = checkpoint.load_latest(tmp_path)
+    checkpoint.check_same_meaning(state, {"alpha": 1}, tmp_path)
+    with pytest.raises(UserError, match=r"other settings \(alpha 1 -> 2\)"):
+        checkpoint.check_same_meaning(state, {"alpha": 2}, tmp_path)

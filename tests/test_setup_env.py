@@ -1,0 +1,274 @@
+"""setup_env.sh: makes .venv once, repairs it, and says in one line what is wrong.
+
+The real script, real venvs and the real pip run in a copy of the script beside small requirement files. pip
+installs from a folder of two tiny wheels instead of PyPI, so that nothing is downloaded. About 25 s.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = 'set -euo pipefail; source ./setup_env.sh "$0"; echo "$PYTHON"'
+BASE_PYTHON = sys._base_executable  # outside the venv that the tests may run in
+
+
+def environment(**changes):
+    """The environment of a user who set nothing and wants the CPU build, with `changes`."""
+    unset = re.compile(r"(PIP_.*|.*_proxy|PYTHON|PYTHONPATH|PADDLE_CUDA|VIRTUAL_ENV)", re.IGNORECASE)
+    env = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)}
+    env["PATH"] = f"{Path(BASE_PYTHON).parent}{os.pathsep}{env['PATH']}"
+    return {**env, "PIP_CONFIG_FILE": os.devnull, "PADDLE_CUDA": "cpu", **changes}
+
+
+def begin(project, needed="run", script=SCRIPT, **env):
+    """Begin a start of `script` in `project`, in a process group of its own as in a terminal."""
+    return subprocess.Popen(
+        ["bash", "-c", script, needed],
+        cwd=project,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    """Return (exit code, stdout, stderr lines)."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out.strip(), err.splitlines()
+
+
+def start(*args, **env):
+    return finish(begin(*args, **env))
+
+
+def offline(folder):
+    """pip variables: only the wheels in `folder`."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+
+
+def write_wheel(folder, name, version, module):
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{module}.py", "")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def make_project(folder):
+    folder.mkdir()
+    shutil.copy(ROOT / "setup_env.sh", folder)
+    (folder / "requirements.txt").write_text("paddlepaddle==3.3.1\n")
+    (folder / "requirements-dev.txt").write_text("-r requirements.txt\ntesttool==1.0\n")
+    return folder
+
+
+def make_python(folder, *modules):
+    """Return the path of a real interpreter that has these empty modules and no package."""
+    subprocess.run([BASE_PYTHON, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    for module in modules:
+        (packages / f"{module}.py").touch()
+    return str(folder / "bin" / "python")
+
+
+def make_command(path, *lines):
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+
+
+def can_import(project, *modules):
+    command = [project / ".venv/bin/python", "-c", f"import {', '.join(modules)}"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheels")
+    write_wheel(folder, "paddlepaddle", "3.3.1", module="paddle")
+    write_wheel(folder, "testtool", "1.0", module="testtool")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path / "a project")  # with a space, as users have them
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, wheels):
+    """A project after its first start, which was two starts at the same time; and their results."""
+    folder = make_project(tmp_path_factory.mktemp("finished") / "project")
+    both = [begin(folder, **offline(wheels)) for _ in range(2)]
+    return folder, [finish(process) for process in both]
+
+
+@pytest.fixture
+def built(finished, tmp_path):
+    """A copy of the finished project, to be changed by one test."""
+    return shutil.copytree(finished[0], tmp_path / "built", symlinks=True)
+
+
+def test_two_first_starts_make_one_venv(finished):
+    folder, results = finished
+    for code, out, _ in results:
+        assert (code, out) == (0, str(folder / ".venv/bin/python"))
+    lines = [line for _, _, err in results for line in err]
+    made = [line for line in lines if line != "setup: another start is making .venv: waiting for it"]
+    assert len(made) == 1, lines
+    assert re.match(r"setup: creating \.venv with Python 3\.1[0-2]\.\d+ and the CPU build of Paddle", made[0])
+    assert can_import(folder, "paddle")
+
+
+def test_a_complete_venv_calls_no_pip(built):
+    (pip,) = built.glob(".venv/lib/python3*/site-packages/pip")
+    shutil.rmtree(pip)  # a call of pip would fail
+    assert start(built) == (0, str(built / ".venv/bin/python"), [])
+
+
+def test_test_tools_are_added_and_serve_a_run_start(built, wheels, tmp_path):
+    # Without the wheels pip fails: what pip said, then one line; the set "run" still works.
+    code, out, err = start(built, "dev", **offline(tmp_path))
+    assert (code, out) == (2, "")
+    assert any("testtool==1.0" in line for line in err[:-1]) and err[-1].startswith("setup: pip failed")
+    assert start(built) == (0, str(built / ".venv/bin/python"), [])
+
+    code, _, err = start(built, "dev", **offline(wheels))
+    assert (code, err) == (0, ["setup: adding the test tools to .venv"])
+    assert can_import(built, "paddle", "testtool")
+    for needed in ("dev", "run"):
+        assert start(built, needed, **offline(tmp_path)) == (0, str(built / ".venv/bin/python"), [])
+
+
+def test_changed_requirements_and_a_kill_in_the_middle_of_pip(built, wheels):
+    (built / "requirements.txt").write_text("paddlepaddle==3.3.1\ntesttool==1.0\n")
+    with socket.create_server(("127.0.0.1", 0)) as index:  # a package index that never answers
+        index.settimeout(120)
+        process = begin(built, PIP_INDEX_URL=f"http://127.0.0.1:{index.getsockname()[1]}/simple")
+        connection, _ = index.accept()  # so pip was called, and is in the middle of its work
+        os.killpg(process.pid, signal.SIGKILL)
+        connection.close()
+    code, _, err = finish(process)
+    assert code == -signal.SIGKILL and "creating .venv again" in err[0]
+    assert not can_import(built, "paddle")
+
+    code, _, err = start(built, **offline(wheels))
+    assert code == 0 and len(err) == 1 and "creating .venv again (it was incomplete or outdated)" in err[0]
+    assert can_import(built, "paddle", "testtool")
+
+
+def test_given_python_is_taken_as_it_is(project, tmp_path):
+    python = make_python(tmp_path / "own", "paddle")
+    assert start(project, PYTHON=python) == (0, python, [])
+    assert not (project / ".venv").exists()
+
+
+@pytest.mark.parametrize(("needed", "missing"), [("run", "paddle"), ("dev", "paddle, pytest")])
+def test_given_python_without_paddle(project, tmp_path, needed, missing):
+    python = make_python(tmp_path / "own")
+    code, out, err = start(project, needed, PYTHON=python)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert (
+        f"PYTHON={python} cannot import {missing} (ModuleNotFoundError: No module named 'paddle')" in err[0]
+    )
+
+
+def test_given_python_that_is_no_program(project):
+    code, out, err = start(project, PYTHON="/nowhere/python")
+    assert (code, out, err) == (2, "", ["setup: PYTHON=/nowhere/python is not a program"])
+
+
+def test_no_suitable_python(project, tmp_path):
+    """A command that exists and fails, as pyenv's shims do, is passed over; then there is none."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("bash", "cat", "cksum", "dirname", "find", "grep", "ls", "mkdir", "rm", "sed", "touch"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    make_command(tools / "python3.12", "echo 'pyenv: python3.12: command not found' >&2", "exit 127")
+    code, out, err = start(project, PATH=str(tools))
+    assert (code, out, len(err)) == (2, "", 1)
+    assert err[0].startswith("setup: no Python 3.10, 3.11 or 3.12")
+    assert [path.name for path in (project / ".venv").iterdir()] == [".lock"]
+
+
+def test_a_venv_of_the_user_is_left_alone(project):
+    make_python(project / ".venv")
+    before = sorted((project / ".venv").rglob("*"))
+    code, out, err = start(project)
+    assert (code, out, len(err)) == (2, "", 1) and "was not made by setup_env.sh" in err[0]
+    assert sorted((project / ".venv").rglob("*")) == before
+
+
+def chosen_build(project, tmp_path):
+    """Run the script's own functions, sourced with an environment that needs no .venv."""
+    python = make_python(tmp_path / "own", "paddle")
+    script = "source ./setup_env.sh run; build=$(setup_build); echo $build; setup_requirements run $build"
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    return start(project, script=script, PYTHON=python, PADDLE_CUDA="", PATH=path)
+
+
+BANNER = "| NVIDIA-SMI 560.35.03    Driver Version: 560.35.03    CUDA Version: {} |"
+NEW_BANNER = "| NVIDIA-SMI 610.43.02    KMD Version: 610.43.02    CUDA UMD Version: {} |"
+
+
+@pytest.mark.parametrize(
+    ("banner", "build"),
+    [
+        (BANNER.format("11.4"), "cpu"),
+        (BANNER.format("11.8"), "cu118"),
+        (BANNER.format("12.2"), "cu118"),
+        (BANNER.format("12.6"), "cu126"),
+        (BANNER.format("12.9"), "cu129"),
+        (BANNER.format("13.0"), "cu130"),
+        (NEW_BANNER.format("13.3"), "cu130"),
+        (BANNER.format("N/A"), "cpu"),
+    ],
+)
+def test_build_follows_what_nvidia_smi_prints(project, tmp_path, banner, build):
+    """The choice and the package name only: no GPU build is installed here."""
+    make_command(tmp_path / "nvidia-smi", f"echo '{banner}'")
+    code, out, err = chosen_build(project, tmp_path)
+    package = "paddlepaddle" if build == "cpu" else "paddlepaddle-gpu"
+    assert (code, out.split()) == (0, [build, f"{package}==3.3.1"])
+    assert len(err) == (build == "cpu")  # a GPU that is not used is not passed over in silence
+
+
+@pytest.mark.parametrize(
+    ("recorded", "chosen"),
+    [(None, "cpu\npaddlepaddle==3.3.1"), ("cu126 python-3.11 1 1", "cu126\npaddlepaddle-gpu==3.3.1")],
+)
+def test_gpu_build_stays_where_no_gpu_answers(project, tmp_path, recorded, chosen):
+    make_command(tmp_path / "nvidia-smi", "echo 'No devices were found'", "exit 6")
+    if recorded:
+        (project / ".venv").mkdir()
+        (project / ".venv" / ".stamp-run").write_text(f"{recorded}\n")
+    assert chosen_build(project, tmp_path) == (0, chosen, [])
+
+
+def test_unknown_build(project):
+    code, out, err = start(project, PADDLE_CUDA="cu121")
+    assert (code, out, len(err)) == (2, "", 1)
+    assert err[0].startswith("setup: PADDLE_CUDA=cu121 is not known")
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_requirement_is_pinned_once_and_names_no_place(name):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")]
+    if name == "requirements-dev.txt":
+        assert lines.pop(0) == "-r requirements.txt"
+    pin = re.compile(r"([a-z0-9-]+)==[0-9][0-9a-z.]*( ; python_full_version [<>=]+ '3\.\d+')?")
+    pins = [pin.fullmatch(line) for line in lines]
+    assert all(pins), [line for line, found in zip(lines, pins, strict=True) if not found]
+    names = [found[1] for found in pins]
+    assert len(names) == len(set(names))
