@@ -75,9 +75,7 @@ def load_dataset(
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
-def split_indices(
-    labels: np.ndarray, train_per_class: int, validation_per_class: int, seed: int, name: str = "data"
-):
+def split_indices(labels: np.ndarray, train_per_class: int, validation_per_class: int, seed: int, name: str = "data"):
     """Choose training and validation images of each class at random: (train, validation) indices, sorted.
 
     The validation images depend on the seed alone, not on `train_per_class`.

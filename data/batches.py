@@ -5,6 +5,7 @@ it, across the border of two epochs where needed. Ranks and micro-batches are co
 """
 
 import functools
+import itertools
 
 import numpy as np
 
@@ -53,4 +54,4 @@ def _word(*key: int) -> int:
 def pieces(length: int, parts: int) -> list[slice]:
     """Cut `length` items into `parts` contiguous pieces whose sizes differ by at most one."""
     bounds = [length * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(bounds)]

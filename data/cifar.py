@@ -105,16 +105,9 @@ def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
         batch = _read_pickle(path)
         rows = _entry(batch, b"data", path)
         keys = [np.asarray(_entry(batch, key, path)) for key in source.label_keys]
-        whole = (
-            isinstance(rows, np.ndarray)
-            and rows.dtype == np.uint8
-            and rows.ndim == 2
-            and rows.shape[1] == 3072
-        )
+        whole = isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == 3072
         if not whole or any(k.shape != (len(rows),) or k.dtype.kind not in "iu" for k in keys):
-            raise UserError(
-                f"{path}: not a CIFAR batch (images or labels have another shape); extract it again"
-            )
+            raise UserError(f"{path}: not a CIFAR batch (images or labels have another shape); extract it again")
         pixels.append(rows)
         labels.append(np.stack(keys, axis=1))
     pixels, labels = np.concatenate(pixels), np.concatenate(labels)
@@ -134,9 +127,7 @@ def _read_pickle(path: Path) -> dict:
         with open(path, "rb") as file:
             content = load_pickle(file, str(path), encoding="bytes")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); extract the official archive again"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); extract the official archive again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a CIFAR batch; extract the official archive again")
     return content
@@ -144,7 +135,5 @@ def _read_pickle(path: Path) -> dict:
 
 def _entry(content: dict, key: bytes, path: Path):
     if key not in content:
-        raise UserError(
-            f"{path}: not a CIFAR batch (no entry {key.decode()!r}); extract the official archive again"
-        )
+        raise UserError(f"{path}: not a CIFAR batch (no entry {key.decode()!r}); extract the official archive again")
     return content[key]

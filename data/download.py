@@ -151,8 +151,7 @@ def _is_present(path, expected):
     problem = "it is a folder, not a file" if path.is_dir() else _mismatch(path, expected)
     if problem:
         raise UserError(
-            f"{path}: {problem}. Delete it and run the same command again to download it, or put the right "
-            f"file there"
+            f"{path}: {problem}. Delete it and run the same command again to download it, or put the right file there"
         )
     return True
 
@@ -170,6 +169,14 @@ def _disk_problem(error, part, total):
     return f"cannot use {where}: {reason}. Make it readable and writable or choose another folder"
 
 
+def _is_at(file, path):
+    """Whether the open `file` is the one that `path` names now; one call of stat, so nothing gets in between."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _locked(path):
     """Hold `path`.lock, so that one process at a time works on `path`; others wait and say so."""
@@ -182,7 +189,7 @@ def _locked(path):
                 _say(f"{path}: another process is at work on it; waiting for that one")
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # The holder before us removed the file we waited for: a lock on it would keep nobody out.
-            if not lock_path.exists() or not os.path.samestat(os.fstat(lock.fileno()), lock_path.stat()):
+            if not _is_at(lock, lock_path):
                 continue
             try:
                 yield
@@ -280,9 +287,7 @@ def _append(response, url, part, have, total):
     """Write the body of `response` to `part` behind its first `have` bytes. OSErrors are the disk's."""
     with (
         open(part, "ab" if have else "wb") as file,
-        tqdm(
-            total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=None
-        ) as bar,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, leave=False, disable=None) as bar,
     ):
         if not have:  # after the old bytes are gone, so that no note ever speaks of bytes it does not know
             _beside(part, ".json").write_text(json.dumps({"url": url, "version": _version(response.headers)}))

@@ -100,14 +100,10 @@ def load(data_dir: Path):
     train_dir, test_dir = _folders(Path(data_dir))
     for folder in (train_dir, test_dir):
         if not folder.is_dir():
-            raise UserError(
-                f"{folder}: no such folder; expected {data_dir}/train/CLASS/* and {data_dir}/val/CLASS/*"
-            )
+            raise UserError(f"{folder}: no such folder; expected {data_dir}/train/CLASS/* and {data_dir}/val/CLASS/*")
     class_names = sorted(entry.name for entry in train_dir.iterdir() if entry.is_dir())
     if len(class_names) < 2:
-        raise UserError(
-            f"{train_dir}: needs one folder for each of at least two classes, found {len(class_names)}"
-        )
+        raise UserError(f"{train_dir}: needs one folder for each of at least two classes, found {len(class_names)}")
     extra = sorted({entry.name for entry in test_dir.iterdir() if entry.is_dir()} - set(class_names))
     if extra:
         raise UserError(f"{test_dir}: classes without training images: {', '.join(extra[:5])}")

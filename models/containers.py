@@ -45,9 +45,7 @@ def read_arrays(path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
 def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     arrays, texts = {}, {}
     for name, value in entries.items():
-        if (
-            isinstance(value, tuple) and len(value) == 2
-        ):  # what paddle.save writes for a bare tensor: (name, array)
+        if isinstance(value, tuple) and len(value) == 2:  # what paddle.save writes for a bare tensor: (name, array)
             value = value[1]
         if isinstance(value, str):
             texts[name] = value

@@ -4,8 +4,10 @@ Three layouts are known: this project's own, timm's (`.safetensors`, PyTorch's (
 (`.npz`, Flax names). The layout is recognised from the container and the names inside, never from square shapes.
 """
 
+import dataclasses
 import json
 import math
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +21,13 @@ from models.vit import ViT, ViTConfig
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
 
 _GOOGLE = "https://storage.googleapis.com/vit_models/imagenet21k/"
-PRETRAINED_URLS = {f"{name}.npz": f"{_GOOGLE}{name}.npz" for name in
-                   ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")}  # fmt: skip
+_TIMM = "https://huggingface.co/timm/"
+PRETRAINED_URLS = {  # file name -> official address
+    **{f"{name}.npz": f"{_GOOGLE}{name}.npz" for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")},
+    "vit_tiny_patch16_224.safetensors": (
+        f"{_TIMM}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
+    ),
+}
 
 
 @dataclass
@@ -54,8 +61,6 @@ class LoadReport:
 
 def save_weights(path, model, metadata: dict) -> None:
     """Write the state of `model` with `metadata` (JSON), whole or not at all; `paddle.load` reads it too."""
-    import pickle
-
     state = {name: np.asarray(value.numpy()) for name, value in model.state_dict().items()}
     with atomic_write(path) as file:
         pickle.dump({**state, METADATA: json.dumps(metadata)}, file, protocol=4)
@@ -66,14 +71,24 @@ def read_weights(path) -> Weights:
     container, arrays, texts = read_arrays(path)
     own = "blocks.0.attn.query.weight" in arrays
     if container == "pdparams" and own:
-        metadata = json.loads(texts.get(METADATA, "{}"))
-        return Weights(Path(path), "this project", arrays, metadata)
+        return Weights(Path(path), "this project", arrays, _metadata(path, texts))
     if container == "safetensors" and "blocks.0.attn.qkv.weight" in arrays:
         return Weights(Path(path), "timm", *_from_timm(arrays))
     if container == "npz" and "Transformer/encoder_norm/scale" in arrays:
         return Weights(Path(path), "Google", *_from_google(arrays))
     some = ", ".join(sorted(arrays)[:3]) or "nothing"
     raise UserError(f"{path}: a {container} file, but of no known ViT layout (it holds {some}, ...)")
+
+
+def _metadata(path, texts: dict[str, str]) -> dict:
+    try:
+        metadata = json.loads(texts.get(METADATA, "{}"))
+        network = metadata.get("network", {})
+        if set(network) <= {f.name for f in dataclasses.fields(ViTConfig)}:
+            return metadata
+    except (ValueError, AttributeError):
+        pass
+    raise UserError(f"{path}: its entry {METADATA!r} does not describe a run; get the file again") from None
 
 
 def _from_timm(arrays):
@@ -178,13 +193,13 @@ def load_weights(model: ViT, weights: Weights, replace_head: bool) -> LoadReport
         except ValueError as reason:
             raise UserError(f"{weights.path}: {reason}") from None
         resized = [f"pos_embed {position.shape[1]} -> {expected['pos_embed'][1]} tokens"]
-    problems = [f"missing {name}" for name in expected if name not in arrays]
-    problems += [f"unexpected {name}" for name in arrays if name not in expected]
-    problems += [
+    problems = [
         f"{name} is {tuple(arrays[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != shape
     ]
+    problems += [f"missing {name}" for name in expected if name not in arrays]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{weights.path}: does not fit this network: {'; '.join(problems[:4])}{more}")
@@ -201,9 +216,7 @@ def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     """
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     if old * old != embedding.shape[1] - 1:
-        raise ValueError(
-            f"a position embedding of {embedding.shape[1]} tokens is no square grid and a class token"
-        )
+        raise ValueError(f"a position embedding of {embedding.shape[1]} tokens is no square grid and a class token")
     grid = embedding[0, 1:].reshape(old, old, -1)
     lines = _linear_interpolation(old, new)
     grid = np.einsum("io,jp,opd->ijd", lines, lines, grid, optimize=True)

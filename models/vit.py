@@ -50,9 +50,7 @@ class Attention(nn.Layer):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.width // config.heads
         bias = None if config.qkv_bias else False
-        self.query, self.key, self.value = (
-            nn.Linear(config.width, config.width, bias_attr=bias) for _ in range(3)
-        )
+        self.query, self.key, self.value = (nn.Linear(config.width, config.width, bias_attr=bias) for _ in range(3))
         self.proj = nn.Linear(config.width, config.width)
         self.weights_dropout = nn.Dropout(config.attention_dropout)
         self.proj_dropout = nn.Dropout(config.projection_dropout)

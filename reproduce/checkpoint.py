@@ -50,9 +50,7 @@ def restore(state: State, model, optimizer, scaler) -> None:
     """Put a state back into freshly built objects of the same recipe."""
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in state.model.items()})
     names = {ours: theirs for theirs, ours in _structured_names(model).items()}
-    optimizer.set_state_dict(
-        {_theirs(name, names): paddle.to_tensor(value) for name, value in state.optimizer.items()}
-    )
+    optimizer.set_state_dict({_theirs(name, names): paddle.to_tensor(value) for name, value in state.optimizer.items()})
     if scaler is not None and state.scaler:
         scaler.load_state_dict(state.scaler)
 
@@ -96,18 +94,14 @@ def load_latest(folder: Path) -> State | None:
         digest, payload = content[:32], content[32:]
         if hashlib.sha256(payload).digest() == digest:
             return State(**load_pickle(io.BytesIO(payload), str(path)))
-        print(
-            f"warning: {path} is damaged (its checksum does not match); using the one before", file=sys.stderr
-        )
+        print(f"warning: {path} is damaged (its checksum does not match); using the one before", file=sys.stderr)
     return None
 
 
 def newest(folder: Path) -> str:
     """Which state `load_latest` would go on from, for a message."""
     state = load_latest(folder)
-    return (
-        f"the last good checkpoint in {folder} is after step {state.step}" if state else "no checkpoint yet"
-    )
+    return f"the last good checkpoint in {folder} is after step {state.step}" if state else "no checkpoint yet"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -116,9 +110,7 @@ def _files(folder: Path) -> list[Path]:
 
 def check_same_meaning(state: State, meaning: dict, folder: Path) -> None:
     """Raise UserError naming the fields in which a run that exists differs from the one asked for."""
-    changed = [
-        f"{k} {state.meaning.get(k)!r} -> {v!r}" for k, v in meaning.items() if state.meaning.get(k) != v
-    ]
+    changed = [f"{k} {state.meaning.get(k)!r} -> {v!r}" for k, v in meaning.items() if state.meaning.get(k) != v]
     if changed:
         raise UserError(
             f"{folder}: holds a run with other settings ({'; '.join(changed)}); choose another --run NAME, "

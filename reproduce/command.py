@@ -1,10 +1,11 @@
 """What every command shares: errors that users can read, and the choice of the device."""
 
+import argparse
 import sys
 
 import paddle
 
-from common.errors import UserError
+from common.errors import UserError, near
 
 
 def run_command(main) -> None:
@@ -36,9 +37,7 @@ def has_gpu() -> bool:
 def choose_device(wish: str) -> str:
     """Set Paddle's device to `wish` (auto, cpu, gpu) and return its name, such as "cpu" or "gpu:0"."""
     if wish == "gpu" and not has_gpu():
-        build = (
-            "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
-        )
+        build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
         raise UserError(f"--device gpu: {build}; use --device cpu, or see README.md on the GPU build")
     return paddle.set_device("gpu" if wish != "cpu" and has_gpu() else "cpu") and paddle.get_device()
 
@@ -46,3 +45,14 @@ def choose_device(wish: str) -> str:
 def say(what: str, text: str) -> None:
     """One line of what was chosen or found, in columns."""
     print(f"{what + ':':11} {text}", flush=True)
+
+
+def parse(parser: argparse.ArgumentParser, arguments=None) -> argparse.Namespace:
+    """Parse the command line; an unknown option is an error that names the near ones."""
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        named = unknown[0].split("=")[0]
+        hint = near(named, known) if named.startswith("--") else "see --help"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {hint if 'mean' in hint else 'see --help'}")
+    return options

@@ -20,7 +20,7 @@ from common.errors import UserError
 from data import CLASSES, load_dataset
 from models.pretrained import config_from_weights, load_weights, read_weights
 from models.vit import ViT
-from reproduce.command import choose_device, run_command
+from reproduce.command import choose_device, parse, run_command, say
 
 _CALIBRATION_BINS = 15
 
@@ -86,9 +86,7 @@ def evaluate(model, split, image_size: int, batch_size: int, workers: int = 0, t
     result = Evaluation(*(np.concatenate(column) for column in zip(*columns, strict=True)))
     if not np.isfinite(result.nll).all():
         bad = int((~np.isfinite(result.nll)).sum())
-        raise UserError(
-            f"the network gives logits that are not finite for {bad} images; these weights are no use"
-        )
+        raise UserError(f"the network gives logits that are not finite for {bad} images; these weights are no use")
     return result
 
 
@@ -118,34 +116,24 @@ def describe(metrics: dict) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="run_eval.sh", description="Evaluate weights on a data set, every image once.",
+        prog="run_eval.sh", allow_abbrev=False, description="Evaluate weights on a data set, every image once.",
         epilog="Image size, classes and network come from the weights; data set and split from the run that made "
         "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
     )  # fmt: skip
     parser.add_argument("weights", help=".pdparams of this project, timm .safetensors or Google .npz")
-    parser.add_argument(
-        "--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on"
-    )
+    parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
-    parser.add_argument(
-        "--batch_size", type=int, default=0, help="images at once; default as in training, or 100"
-    )
-    parser.add_argument(
-        "--image_size", type=int, default=0, help="pixels; default: what the weights are made for"
-    )
+    parser.add_argument("--batch_size", type=int, default=0, help="images at once; default as in training, or 100")
+    parser.add_argument("--image_size", type=int, default=0, help="pixels; default: what the weights are made for")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    parser.add_argument(
-        "--workers", type=int, default=4, help="processes that decode image files (default 4)"
-    )
-    parser.add_argument(
-        "--output", help="write labels, top-5, confidence and NLL of every image to this .npz"
-    )
+    parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
+    parser.add_argument("--output", help="write labels, top-5, confidence and NLL of every image to this .npz")
     return parser
 
 
 def main(argv=None) -> None:
-    options = _parser().parse_args(argv)
+    options = parse(_parser(), argv)
     for name in ("batch_size", "image_size", "workers"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
@@ -154,40 +142,34 @@ def main(argv=None) -> None:
     size = {"image_size": options.image_size} if options.image_size else {}
     config = config_from_weights(weights, **size)
     if config.image_size % config.patch_size:
-        raise UserError(
-            f"--image_size {config.image_size}: must be a multiple of the patch size {config.patch_size}"
-        )
+        raise UserError(f"--image_size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
     recipe = weights.metadata.get("recipe", {})
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
-    if CLASSES[dataset] != config.num_classes:
-        raise UserError(
-            f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {CLASSES[dataset]}; these "
-            "weights are for another data set, or pretrained weights that were not fine-tuned yet"
-        )
-    model = ViT(config)
-    report = load_weights(model, weights, replace_head=False)
-    print(f"weights:  {weights.path}: {report}")
-    print(f"network:  patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
-          f"{config.image_size} px, {config.num_classes} classes; device {device}, fp32")  # fmt: skip
     choice = {k: recipe.get(k, 0) for k in ("train_per_class", "validation_per_class", "split_seed")}
     if options.split != "test" and not recipe:
+        raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
+    data = load_dataset(dataset, options.data_dir, **choice)
+    if len(data.class_names) != config.num_classes:
         raise UserError(
-            f"--split {options.split}: {weights.path} does not say which images its training held out"
+            f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {len(data.class_names)}; "
+            "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
         )
-    split = getattr(load_dataset(dataset, options.data_dir, **choice), options.split)
+    split = getattr(data, options.split)
+    model = ViT(config)
+    report = load_weights(model, weights, replace_head=False)
+    say("weights", f"{weights.path}: {report}")
+    say("network", f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
+                   f"{config.image_size} px, {config.num_classes} classes")  # fmt: skip
+    say("device", f"{device}, fp32")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
-    print(f"images:   {dataset}, {options.split} split, {len(split)} images, batches of {batch_size}")
+    say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
     result = evaluate(model, split, config.image_size, batch_size, options.workers, options.split)
     metrics = result.metrics()
-    print(f"result:   {describe(metrics)}")
+    say("result", describe(metrics))
     if options.output:
         result.save(options.output)
-        print(f"written:  {options.output}")
-    print(
-        json.dumps(
-            {"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split, **metrics}
-        )
-    )
+        say("written", options.output)
+    print(json.dumps({"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split, **metrics}))
 
 
 def _dataset_of(num_classes: int, path) -> str:

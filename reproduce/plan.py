@@ -25,11 +25,12 @@ class Plan:
     epochs: float
     micro_batches: int  # an update
     flops_per_step: int
-    flops_total: int
+    flops_training: int
+    flops_evaluation: int
     memory_bytes: int
 
     def days(self, flops_per_second: float) -> float:
-        return self.flops_total / flops_per_second / 86_400
+        return (self.flops_training + self.flops_evaluation) / flops_per_second / 86_400
 
 
 def make_plan(recipe: Recipe, config: ViTConfig) -> Plan:
@@ -48,9 +49,23 @@ def make_plan(recipe: Recipe, config: ViTConfig) -> Plan:
         epochs=recipe.num_steps * recipe.batch_size / train_images,
         micro_batches=math.ceil(recipe.batch_size / recipe.micro_batch_size),
         flops_per_step=per_step,
-        flops_total=per_step * recipe.num_steps,
+        flops_training=per_step * recipe.num_steps,
+        flops_evaluation=config.flops_per_image() * evaluated_images(recipe),
         memory_bytes=3 * parameters * _BYTES + activations,  # weights, gradients, momentum
     )
+
+
+def evaluated_images(recipe: Recipe) -> int:
+    """Images that pass through the network in all evaluations of the run."""
+    if not recipe.eval_every:
+        return 0
+    validations = math.ceil(recipe.num_steps / recipe.eval_every)
+    if recipe.select_on == "test":
+        tests = validations
+    else:
+        tests = (recipe.num_steps - 1) // recipe.test_every if recipe.test_every else 0
+    tests += 2  # the best and the last weights
+    return validations * recipe.num_classes * recipe.validation_per_class + tests * IMAGES[recipe.dataset][1]
 
 
 def count_parameters(config: ViTConfig) -> int:
@@ -66,9 +81,7 @@ def activation_numbers(config: ViTConfig) -> int:
     """Numbers that one image's forward pass keeps for the backward pass, an estimate from the layers' inputs."""
     t, d, m = config.tokens, config.width, config.mlp_width
     dropout = 1.25 if config.dropout else 0  # the output and a mask of bytes
-    attention = (
-        2 * config.heads * t * t + 8 * t * d
-    )  # scores, weights; norm, q, k, v and their head layouts, output
+    attention = 2 * config.heads * t * t + 8 * t * d  # scores, weights; norm, q, k, v and their head layouts, output
     mlp = 3 * t * d + 2 * t * m + dropout * (t * m + t * d)
     return int(config.depth * (attention + mlp) + 3 * config.image_size**2)
 
@@ -101,8 +114,8 @@ def describe(recipe: Recipe, plan: Plan) -> list[str]:
         f"step:       {recipe.batch_size} images x {views} view{'s' * (views > 1)} = "
         f"{recipe.batch_size * views * plan.tokens:,} tokens, in {plan.micro_batches} micro-batch"
         f"{'es' * (plan.micro_batches > 1)} of up to {min(recipe.micro_batch_size, recipe.batch_size)}",
-        f"work:       {plan.flops_per_step:.3e} FLOPs a step, {plan.flops_total:.3e} in {recipe.num_steps:,} steps "
-        "(matrix products, forward and backward)",
+        f"work:       {plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps, "
+        f"{plan.flops_evaluation:.3e} in evaluation (matrix products)",
         f"memory:     about {plan.memory_bytes / 2**30:.1f} GiB a process in {recipe.precision} (estimate: weights, "
         "gradients, momentum, activations of one micro-batch)",
     ]

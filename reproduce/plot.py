@@ -29,9 +29,7 @@ def draw_run(logs: Path, picture: Path) -> Path:
     left.set_ylabel("nats")
 
     middle.set_title("Accuracy")
-    _curve(
-        middle, 100 * table, "validation/accuracy", "validation (held-out training images)", _BLUE, marker="."
-    )
+    _curve(middle, 100 * table, "validation/accuracy", "validation (held-out training images)", _BLUE, marker=".")
     _curve(middle, 100 * table, "test/accuracy", "test", _ORANGE, marker="o")
     middle.set_ylabel("top-1 accuracy, %")
 

@@ -12,7 +12,7 @@ from data.download import fetch
 from models import model_config
 from models.pretrained import PRETRAINED_URLS
 from reproduce import ROOT, plan, plot
-from reproduce.command import choose_device, has_gpu, say
+from reproduce.command import choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
@@ -31,15 +31,15 @@ class Job:
 
 def prepare(description: str) -> Job:
     """Read the command line, say what was chosen, fetch what is missing. Exits after --list and --dry_run."""
-    options = _parser(description).parse_args()
+    options = parse(_parser(description))
     if options.list:
         _print_list()
         sys.exit(0)
-    changes = {
-        f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)
-    }
+    changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
+    if Path(job.run).is_absolute() or ".." in Path(job.run).parts:
+        raise UserError(f"--run {job.run}: must be a name, or a path below logs/ without '..'")
     chosen = ""
     if not options.recipe:
         chosen = " (chosen because " + (
@@ -86,16 +86,18 @@ def prepare(description: str) -> Job:
 def finish(job: Job) -> None:
     """Draw the curves and say where everything is."""
     picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
-    best, last = job.result["best"], job.result["last"]
-    weights = job.out / "checkpoints" / job.run / "best.pdparams"
-    say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): test {describe(best['test'])}")
-    say("last", f"step {last['step']:,}: test {describe(last['test'])}")
+    best, last = job.result.get("best"), job.result["last"]
+    weights = job.out / "checkpoints" / job.run / ("best.pdparams" if best else "last.pdparams")
+    if best:
+        say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): test {describe(best['test'])}")
+        say("last", f"step {last['step']:,}: test {describe(last['test'])}")
+    else:
+        say("last", f"step {last['step']:,}, not evaluated (--eval_every 0)")
     say("evidence", f"{_shown(job.out / 'logs' / job.run)}/ (run.json, metrics.jsonl, predictions.npz)")
     say("curves", _shown(picture))
     say(
         "evaluate",
-        f"bash run_eval.sh {_shown(weights)}"
-        + (f" --data_dir {job.recipe.data_dir}" if job.recipe.data_dir else ""),
+        f"bash run_eval.sh {_shown(weights)}" + (f" --data_dir {job.recipe.data_dir}" if job.recipe.data_dir else ""),
     )
     board = "" if job.out == ROOT else f" --logdir {job.out / 'logs'}"
     say("dashboard", f"bash run_board.sh{board}")
@@ -122,9 +124,7 @@ def check_writable(out: Path) -> None:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER"
-            ) from None
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER") from None
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
@@ -132,18 +132,12 @@ def _parser(description: str) -> argparse.ArgumentParser:
         prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument(
-        "recipe", nargs="?", help="a name that --list prints; without one the headline or digits"
-    )
+    parser.add_argument("recipe", nargs="?", help="a name that --list prints; without one the headline or digits")
     parser.add_argument("--list", action="store_true", help="print the recipes")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print everything about the run without running it"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print everything about the run without running it")
     parser.add_argument("--run", help="name of the run; default: recipe, changed settings and seed")
     parser.add_argument("--restart", action="store_true", help="set a run of that name aside and start over")
-    parser.add_argument(
-        "--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)"
-    )
+    parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
     add_options(parser.add_argument_group("single settings of the recipe (defaults: --dry_run prints them)"))
     return parser
 
@@ -173,23 +167,21 @@ def _fetch_pretrained(path: Path) -> None:
         return
     url = PRETRAINED_URLS.get(path.name)
     if url is None:
-        raise UserError(
-            f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)"
-        )
+        raise UserError(f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)")
     fetch(url, path)
 
 
 def _result_of_finished(job: Job) -> dict | None:
     """The result of a run of the same name and meaning that went to its end, None otherwise."""
     header_file = job.out / "logs" / job.run / "run.json"
-    weights = job.out / "checkpoints" / job.run / "best.pdparams"
+    weights = job.out / "checkpoints" / job.run / "last.pdparams"
     if not (header_file.exists() and weights.exists()):
         return None
     header = json.loads(header_file.read_text())
     meaning = job.recipe.meaning()
     if not header.get("finished") or any(header["recipe"].get(k) != v for k, v in meaning.items()):
         return None
-    say("finished", f"this run was trained before; its result stands below (--restart trains it again)")
+    say("finished", "this run was trained before; its result stands below (--restart trains it again)")
     return header["result"]
 
 

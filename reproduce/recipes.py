@@ -30,13 +30,9 @@ class Recipe:
     dataset: str = setting("cifar100", "data set", choices=tuple(CLASSES))
     train_per_class: int = setting(0, "training images kept of each class; 0 keeps all")
     validation_per_class: int = setting(10, "training images of each class held out for validation; 0 = none")
-    split_seed: int = setting(
-        0, "which images the two options above choose; the same for all seeds of a study"
-    )
+    split_seed: int = setting(0, "which images the two options above choose; the same for all seeds of a study")
     image_size: int = setting(384, "pixels a side after cropping and resizing")
-    crop_min_area: float = setting(
-        0.05, "smallest random crop, share of the image's area; 1 = no random crops"
-    )
+    crop_min_area: float = setting(0.05, "smallest random crop, share of the image's area; 1 = no random crops")
     flip: bool = setting(False, "mirror half of the training images; the official code does not")
 
     # network
@@ -47,16 +43,10 @@ class Recipe:
     projection_dropout: float = setting(0.0, "dropout rate after the attention's output projection; 0 = off")
 
     # loss: see rdrop.rdrop_loss
-    num_views: int = setting(
-        2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", choices=(1, 2)
-    )
+    num_views: int = setting(2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", choices=(1, 2))
     alpha: float = setting(0.3, "strength of the KL term; 0 = off. 0.3 here is the paper's 0.6")
-    kl_sum_over: int = setting(
-        1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)"
-    )
-    loss_form: str = setting(
-        "sum", "views added up (paper, official) or averaged (blog, port)", choices=FORMS
-    )
+    kl_sum_over: int = setting(1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)")
+    loss_form: str = setting("sum", "views added up (paper, official) or averaged (blog, port)", choices=FORMS)
 
     # optimisation: SGD with momentum
     num_steps: int = setting(10_000, "updates")
@@ -70,7 +60,7 @@ class Recipe:
     seed: int = setting(42, "seed of order, crops, dropout and initial weights")
 
     # evaluation
-    eval_every: int = setting(100, "updates between two validations")
+    eval_every: int = setting(100, "updates between two validations; 0 = no evaluation at all")
     test_every: int = setting(0, "updates between two looks at the test set; 0 = only at the end")
     select_on: str = setting(
         "validation", "split that chooses the best checkpoint; 'test' only to repeat the seeds",
@@ -82,9 +72,7 @@ class Recipe:
                                     hardware=True)  # fmt: skip
     eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
     precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))
-    device: str = setting(
-        "auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True
-    )
+    device: str = setting("auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True)
     workers: int = setting(4, "processes that decode image files; 0 = none", hardware=True)
     data_dir: str = setting("", "folder with the data; '' = data/downloads", hardware=True)
     save_every: int = setting(500, "updates between two resumable checkpoints", hardware=True)
@@ -173,20 +161,14 @@ def get_recipe(name: str, **changes) -> Recipe:
 
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
-    at_least = dict.fromkeys(
-        ("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_every"), 1
-    )
+    at_least = dict.fromkeys(("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_every"), 1)
     at_least |= dict.fromkeys(("image_size", "kl_sum_over", "save_every", "log_every"), 1)
-    at_least |= dict.fromkeys(
-        ("train_per_class", "validation_per_class", "split_seed", "seed", "test_every"), 0
-    )
+    at_least |= dict.fromkeys(("train_per_class", "validation_per_class", "split_seed", "seed", "test_every"), 0)
     at_least |= dict.fromkeys(("warmup_steps", "workers", "alpha", "weight_decay", "max_grad_norm"), 0)
     for field in dataclasses.fields(recipe):
         value, choices = getattr(recipe, field.name), field.metadata.get("choices")
         if choices and value not in choices:
-            known = (
-                near(value, choices) if isinstance(value, str) else f"known: {', '.join(map(str, choices))}"
-            )
+            known = near(value, choices) if isinstance(value, str) else f"known: {', '.join(map(str, choices))}"
             raise UserError(f"--{field.name} {value}: {known}")
         if isinstance(value, float) and value != value:
             raise UserError(f"--{field.name} {value}: must be a number")

@@ -5,9 +5,7 @@ import math
 SCHEDULES = ("cosine", "linear", "constant")
 
 
-def learning_rate(
-    step: int, peak: float, num_steps: int, warmup_steps: int, schedule: str = "cosine"
-) -> float:
+def learning_rate(step: int, peak: float, num_steps: int, warmup_steps: int, schedule: str = "cosine") -> float:
     """Rate of update `step`, which counts from 1 to `num_steps`.
 
     1. Warm-up: a line from 0 at step 0 to `peak` at `warmup_steps`.

@@ -37,7 +37,8 @@ from reproduce.schedule import learning_rate
 def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     """Train `recipe` as the run called `run`, from its newest checkpoint under `out` where there is one.
 
-    Returns the test metrics of the best and of the last weights (see evaluate.py), as run.json has them.
+    Returns the test metrics of the last and of the best weights (see evaluate.py), as run.json has them; without
+    evaluation (eval_every 0) there are none, and no best weights.
     Raises UserError for data, weights or settings that cannot be used, and for a loss that is not finite.
     """
     logs, saved = out / "logs" / run, out / "checkpoints" / run
@@ -97,78 +98,74 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
         requests(recipe, len(data.train), done + 1), recipe.image_size, augmentation(recipe), recipe.workers
     )
     window, seconds = [], 0.0
-    progress = tqdm(
+    model.train()
+    with tqdm(
         total=recipe.num_steps,
         initial=done,
         desc=run,
         unit="step",
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
-    )
-    model.train()
-    for step in range(done + 1, recipe.num_steps + 1):
-        started, last = time.perf_counter(), step == recipe.num_steps
-        rate = learning_rate(
-            step, recipe.learning_rate, recipe.num_steps, recipe.warmup_steps, recipe.schedule
-        )
-        optimizer.set_lr(rate)
-        paddle.seed(dropout_seed(recipe.seed, step))
-        parts = accumulate_gradients(recipe, model, scaler, batches)
-        if not math.isfinite(parts["loss"]):
-            raise UserError(
-                f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. Lower --learning_rate or "
-                "--alpha, or check the pretrained weights"
-            )
-        apply_gradients(recipe, model, optimizer, scaler)
-        window.append(parts)
-        seconds += time.perf_counter() - started
-        progress.update()
+    ) as progress:
+        for step in range(done + 1, recipe.num_steps + 1):
+            started, last = time.perf_counter(), step == recipe.num_steps
+            rate = learning_rate(step, recipe.learning_rate, recipe.num_steps, recipe.warmup_steps, recipe.schedule)
+            optimizer.set_lr(rate)
+            paddle.seed(dropout_seed(recipe.seed, step))
+            parts = accumulate_gradients(recipe, model, scaler, batches)
+            if not math.isfinite(parts["loss"]):
+                raise UserError(
+                    f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. Lower --learning_rate or "
+                    "--alpha, or check the pretrained weights"
+                )
+            apply_gradients(recipe, model, optimizer, scaler)
+            window.append(parts)
+            seconds += time.perf_counter() - started
+            progress.update()
 
-        if step % recipe.log_every == 0 or last:
-            row = {f"train/{name}": sum(p[name] for p in window) / len(window) for name in parts}
-            row |= {
-                "train/learning_rate": rate,
-                "train/images_per_second": len(window) * recipe.batch_size / seconds,
-            }
-            log.add(step, row)
-            progress.set_postfix_str(
-                f"loss {row['train/loss']:.3f}, {row['train/images_per_second']:.0f} images/s"
-                + (f", best {recipe.select_on} {100 * best['accuracy']:.2f} %" if best else "")
-            )
-            window, seconds = [], 0.0
+            if step % recipe.log_every == 0 or last:
+                row = {f"train/{name}": sum(p[name] for p in window) / len(window) for name in parts}
+                row |= {
+                    "train/learning_rate": rate,
+                    "train/images_per_second": len(window) * recipe.batch_size / seconds,
+                }
+                log.add(step, row)
+                progress.set_postfix_str(
+                    f"loss {row['train/loss']:.3f}, {row['train/images_per_second']:.0f} images/s"
+                    + (f", best {recipe.select_on} {100 * best['accuracy']:.2f} %" if best else "")
+                )
+                window, seconds = [], 0.0
 
-        improved = False
-        if step % recipe.eval_every == 0 or last:
-            row = {}
-            if len(data.validation):
-                row |= scores(recipe, model, data, "validation")
-            if recipe.select_on == "test" or (
-                recipe.test_every and step % recipe.test_every == 0 and not last
-            ):
-                row |= scores(recipe, model, data, "test")
-            log.add(step, row)
-            accuracy = row[f"{recipe.select_on}/accuracy"]
-            improved = accuracy > best.get("accuracy", -1.0)
-            if improved:
-                best = {"step": step, "accuracy": accuracy, "selected_on": recipe.select_on}
-                save_weights(saved / "best.pdparams", model, {**provenance, "step": step})
-            listed = ", ".join(f"{name} {value:.4f}" for name, value in row.items())
-            progress.write(f"step {step:,}: {listed}{' (best so far)' if improved else ''}")
-        if step % recipe.save_every == 0 or improved or last:
-            checkpoint.save(saved, checkpoint.capture(step, recipe.meaning(), model, optimizer, scaler, best))
-    progress.close()
+            improved = False
+            if recipe.eval_every and (step % recipe.eval_every == 0 or last):
+                row = {}
+                if len(data.validation):
+                    row |= scores(recipe, model, data, "validation")
+                if recipe.select_on == "test" or (recipe.test_every and step % recipe.test_every == 0 and not last):
+                    row |= scores(recipe, model, data, "test")
+                log.add(step, row)
+                accuracy = row[f"{recipe.select_on}/accuracy"]
+                improved = accuracy > best.get("accuracy", -1.0)
+                if improved:
+                    best = {"step": step, "accuracy": accuracy, "selected_on": recipe.select_on}
+                    save_weights(saved / "best.pdparams", model, {**provenance, "step": step})
+                listed = ", ".join(f"{name} {value:.4f}" for name, value in row.items())
+                progress.write(f"step {step:,}: {listed}{' (best so far)' if improved else ''}")
+            if step % recipe.save_every == 0 or improved or last:
+                checkpoint.save(saved, checkpoint.capture(step, recipe.meaning(), model, optimizer, scaler, best))
 
     # 4. The result: the last weights and the best ones, each on the whole test set.
     save_weights(saved / "last.pdparams", model, {**provenance, "step": recipe.num_steps})
-    last_test = run_evaluation(recipe, model, data, "test").metrics()
-    load_weights(model, read_weights(saved / "best.pdparams"), replace_head=False)
-    best_test = run_evaluation(recipe, model, data, "test")
-    best_test.save(logs / "predictions.npz")
-    log.add(recipe.num_steps, {f"test/{name}": last_test[name] for name in ("accuracy", "nll")})
-    result = {
-        "best": {**best, "test": best_test.metrics()},
-        "last": {"step": recipe.num_steps, "test": last_test},
-    }
+    result = {"last": {"step": recipe.num_steps}}
+    if best:
+        last_test = best_test = run_evaluation(recipe, model, data, "test")
+        if best["step"] < recipe.num_steps:
+            load_weights(model, read_weights(saved / "best.pdparams"), replace_head=False)
+            best_test = run_evaluation(recipe, model, data, "test")
+        best_test.save(logs / "predictions.npz")
+        result["last"]["test"] = last_test.metrics()
+        result["best"] = {**best, "test": best_test.metrics()}
+        log.add(recipe.num_steps, {f"test/{name}": result["last"]["test"][name] for name in ("accuracy", "nll")})
     log.close(finished=True, result=result)
     return result
 

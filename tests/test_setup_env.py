@@ -179,9 +179,7 @@ def test_given_python_without_paddle(project, tmp_path, needed, missing):
     python = make_python(tmp_path / "own")
     code, out, err = start(project, needed, PYTHON=python)
     assert (code, out, len(err)) == (2, "", 1)
-    assert (
-        f"PYTHON={python} cannot import {missing} (ModuleNotFoundError: No module named 'paddle')" in err[0]
-    )
+    assert f"PYTHON={python} cannot import {missing} (ModuleNotFoundError: No module named 'paddle')" in err[0]
 
 
 def test_given_python_that_is_no_program(project):

@@ -56,7 +56,7 @@ def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, "cifar-10-batches-py")
-    with pytest.raises(UserError, match="cifar-10-python.tar.gz: its md5 is"):  # it is not the official archive
+    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: its md5 is"):  # it is not the official archive
         load_dataset("cifar10", str(archive.parent))
     import dataclasses
     import hashlib
@@ -70,7 +70,7 @@ def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
 
 
 def test_cifar_data_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match="holds neither cifar-100-python/ nor cifar-100-python.tar.gz"):
+    with pytest.raises(UserError, match=r"holds neither cifar-100-python/ nor cifar-100-python\.tar\.gz"):
         load_dataset("cifar100", str(tmp_path))
     with pytest.raises(UserError, match="data_batch_1: not a CIFAR batch"):
         load_dataset("cifar10", str(fake_cifar10(tmp_path / "cifar-10-batches-py", broken=True)))

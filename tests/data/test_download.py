@@ -278,9 +278,7 @@ def test_a_connection_may_break_any_number_of_times_while_it_gets_on(server, tmp
 
 def test_a_server_that_never_gets_further_is_given_up(server, tmp_path):
     server.default = {"cut": 1000, "ranges": False}
-    with pytest.raises(
-        UserError, match=r"hung up after 1,000 of 300,000 bytes.*by hand.*1,000 bytes are kept"
-    ):
+    with pytest.raises(UserError, match=r"hung up after 1,000 of 300,000 bytes.*by hand.*1,000 bytes are kept"):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert len(server.requests) == 4  # the first and one after each pause
     assert not (tmp_path / NAME).exists()
@@ -323,10 +321,7 @@ def test_an_unreachable_host_is_named_at_once_with_what_to_do(tmp_path, capfd):
     message = str(error.value)
     assert message.startswith(f"cannot reach {host}: ") and "refused" in message and "\n" not in message
     assert "urlopen" not in message
-    assert (
-        f"Download http://{host}/{NAME} by hand to {tmp_path / NAME} and run the same command again"
-        in message
-    )
+    assert f"Download http://{host}/{NAME} by hand to {tmp_path / NAME} and run the same command again" in message
     assert "next try" not in capfd.readouterr().err and names(tmp_path) == []
 
 
@@ -516,6 +511,18 @@ def test_of_two_processes_one_downloads_and_the_other_waits_and_says_so(server, 
     assert all("downloading" not in log.read_text() for log in logs[1:])
 
 
+def test_the_lock_lets_one_process_in_however_many_come_and_go(tmp_path):
+    def call():
+        for _ in range(200):
+            with download._locked(tmp_path / NAME):
+                os.close(os.open(tmp_path / "inside", os.O_CREAT | os.O_EXCL))  # fails if somebody else is in
+                (tmp_path / "inside").unlink()
+
+    children = [in_child(tmp_path / "log", call) for _ in range(6)]
+    assert [ended(child) for child in children] == [0] * 6
+    assert names(tmp_path) == ["log"]
+
+
 def check_full_disk(server, folder, log, limit):
     """A child whose writes fail after some bytes says what is needed; a run with room continues its part."""
     process = in_child(log, limit(lambda: fetch(server.url, folder / NAME, md5=MD5)))
@@ -635,9 +642,7 @@ def content(folder):
 
 @pytest.mark.parametrize("prefix", ["", "./"])
 def test_an_archive_is_extracted_below_its_top_folder(tmp_path, prefix):
-    first = (
-        packed({}, member(prefix, tarfile.DIRTYPE))[:512] if prefix else b""
-    )  # what `tar -C folder .` writes
+    first = packed({}, member(prefix, tarfile.DIRTYPE))[:512] if prefix else b""  # what `tar -C folder .` writes
     files = {prefix + name: data for name, data in FILES.items()}
     archive = archive_of(tmp_path, first + packed(files, member(f"{prefix}{TOP}/empty", tarfile.DIRTYPE)))
     extract_tar(archive, tmp_path / "new" / "out")
@@ -701,9 +706,7 @@ def test_a_link_that_would_carry_a_later_member_outside_stops_everything(tmp_pat
 def check_damaged(tmp_path, archive_bytes):
     archive = tmp_path / "damaged.tar.gz"
     archive.write_bytes(archive_bytes)
-    with pytest.raises(
-        UserError, match=f"{re.escape(str(archive))} is damaged or incomplete.*delete it"
-    ) as error:
+    with pytest.raises(UserError, match=f"{re.escape(str(archive))} is damaged or incomplete.*delete it") as error:
         extract_tar(archive, tmp_path / "out")
     assert "\n" not in str(error.value) and names(tmp_path) == [archive.name]
 
@@ -735,9 +738,7 @@ def test_a_header_that_claims_an_absurd_size_is_named(tmp_path):
     check_damaged(tmp_path, gzip.compress(long_name.tobuf(tarfile.GNU_FORMAT)))
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>log in</html>", gzip.compress(b"no tar"), gzip.compress(packed({}))]
-)
+@pytest.mark.parametrize("content", [b"<html>log in</html>", gzip.compress(b"no tar"), gzip.compress(packed({}))])
 def test_what_is_no_archive_is_named(tmp_path, content):
     check_damaged(tmp_path, content)
 
@@ -767,9 +768,7 @@ def test_an_extraction_without_room_leaves_nothing(tmp_path):
         extract_tar(archive, out)
 
     assert ended(in_child(tmp_path / "log", call)) == 2
-    assert re.search(
-        rf"cannot extract {re.escape(str(archive))}: .*File too large", (tmp_path / "log").read_text()
-    )
+    assert re.search(rf"cannot extract {re.escape(str(archive))}: .*File too large", (tmp_path / "log").read_text())
     assert names(out) == []
 
 

@@ -73,9 +73,14 @@ def as_google(model) -> dict:
     return found
 
 
+def write_google(model, path):
+    with open(path, "wb") as file:  # np.savez would add a suffix to a path
+        np.savez(file, **as_google(model))
+
+
 WRITERS = {
     "timm": lambda model, path: save_file(as_timm(model), path),
-    "Google": lambda model, path: np.savez(open(path, "wb"), **as_google(model)),
+    "Google": write_google,
     "this project": lambda model, path: save_weights(path, model, {"step": 7}),
 }
 
@@ -183,4 +188,7 @@ def test_the_real_vit_ti16_file(vit_ti16_file):
     assert (config.image_size, config.width, config.depth, config.heads) == (224, 192, 12, 3)
     model = build_model("ViT-Ti_16", 100, 64)
     report = load_weights(model, weights, replace_head=True)
-    assert report.resized == ["pos_embed 197 -> 17 tokens"] and report.replaced == ["head.weight", "head.bias"]
+    assert report.resized == ["pos_embed 197 -> 17 tokens"] and report.replaced == [
+        "head.weight",
+        "head.bias",
+    ]

@@ -17,7 +17,10 @@ def test_the_headline_in_numbers():
     assert plan.train_images == 49_000
     assert plan.micro_batches == 16
     assert plan.epochs == pytest.approx(10_000 * 512 / 49_000)
-    assert plan.flops_total == 10_000 * plan.flops_per_step
+    # 100 validations of 1,000 images, the test set at 9 of the steps and for the best and the last weights
+    forward = plan.flops_per_step // (3 * 2 * 512)
+    assert plan.flops_evaluation == forward * (100 * 1000 + 11 * 10_000)
+    assert plan.flops_training == 10_000 * plan.flops_per_step
     # 111 GFLOPs forward (55.5 G multiply-adds, timm's figure for vit_base_patch16_384), x 3 x 2 views x 512
     assert plan.flops_per_step == pytest.approx(3 * 2 * 512 * 111e9, rel=0.01)
 
