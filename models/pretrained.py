@@ -209,6 +209,21 @@ def load_weights(model: ViT, weights: Weights, replace_head: bool) -> LoadReport
     return LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
 
 
+def model_from_file(path, **options) -> tuple[ViT, Weights, LoadReport]:
+    """The network that a weight file holds, ready for evaluation; `options` are ViTConfig fields that override.
+
+    Raises UserError as `read_weights`, `config_from_weights` and `load_weights` do.
+    """
+    weights = read_weights(path)
+    config = config_from_weights(weights, **options)
+    if config.image_size % config.patch_size:
+        raise UserError(f"image size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
+    model = ViT(config)
+    report = load_weights(model, weights, replace_head=False)
+    model.eval()
+    return model, weights, report
+
+
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     """(1, 1 + g*g, D) -> (1, tokens, D): the class token as it is, the grid linearly, end points aligned.
 

@@ -18,8 +18,7 @@ from tqdm import tqdm
 from common.atomic import atomic_write
 from common.errors import UserError
 from data import CLASSES, load_dataset
-from models.pretrained import config_from_weights, load_weights, read_weights
-from models.vit import ViT
+from models.pretrained import model_from_file
 from reproduce.command import choose_device, parse, run_command, say
 
 _CALIBRATION_BINS = 15
@@ -138,11 +137,9 @@ def main(argv=None) -> None:
         if getattr(options, name) < 0:
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
     device = choose_device(options.device)
-    weights = read_weights(options.weights)
     size = {"image_size": options.image_size} if options.image_size else {}
-    config = config_from_weights(weights, **size)
-    if config.image_size % config.patch_size:
-        raise UserError(f"--image_size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
+    model, weights, report = model_from_file(options.weights, **size)
+    config = model.config
     recipe = weights.metadata.get("recipe", {})
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
     choice = {k: recipe.get(k, 0) for k in ("train_per_class", "validation_per_class", "split_seed")}
@@ -155,8 +152,6 @@ def main(argv=None) -> None:
             "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
         )
     split = getattr(data, options.split)
-    model = ViT(config)
-    report = load_weights(model, weights, replace_head=False)
     say("weights", f"{weights.path}: {report}")
     say("network", f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
                    f"{config.image_size} px, {config.num_classes} classes")  # fmt: skip
