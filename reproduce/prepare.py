@@ -158,7 +158,7 @@ def _print_plan(job: Job, planned: plan.Plan, device: str) -> None:
     for path, there in plan.needed_files(recipe).items():
         source = PRETRAINED_URLS.get(Path(path).name)
         missing = f"missing; will be fetched from {source}" if source else "missing"
-        say("file", f"{path}: {'there' if there else missing}")
+        say("file", f"{_shown(Path(path))}: {'there' if there else missing}")
     say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
 
 

@@ -33,6 +33,8 @@ from reproduce.recipes import Recipe
 from reproduce.run_log import RunLog, machine
 from reproduce.schedule import learning_rate
 
+AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
+
 
 def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     """Train `recipe` as the run called `run`, from its newest checkpoint under `out` where there is one.
@@ -41,6 +43,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     evaluation (eval_every 0) there are none, and no best weights.
     Raises UserError for data, weights or settings that cannot be used, and for a loss that is not finite.
     """
+    began = time.perf_counter()
     logs, saved = out / "logs" / run, out / "checkpoints" / run
     state = checkpoint.load_latest(saved)
     if state is not None:
@@ -54,8 +57,8 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
         validation_per_class=recipe.validation_per_class,
         split_seed=recipe.split_seed,
     )
-    say("data", f"{recipe.dataset}, {len(data.train):,} images to train on, {len(data.validation):,} held out of the "
-                f"training set for validation, {len(data.test):,} to test on")  # fmt: skip
+    sizes = f"{len(data.train):,} to train on, {len(data.validation):,} held out of them, {len(data.test):,} to test on"
+    say("data", f"{recipe.dataset}, {sizes}")
     if recipe.batch_size > len(data.train):
         say("note", f"a batch of {recipe.batch_size} is larger than the {len(data.train)} training images")
     paddle.seed(network_seed(recipe.seed))
@@ -80,18 +83,13 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     if state is not None:
         checkpoint.restore(state, model, optimizer, scaler)
         done, best = state.step, state.best
-        say(
-            "resume",
-            f"{saved}: continues after step {done:,} of {recipe.num_steps:,} (--restart starts over)",
-        )
+        say("resume", f"{saved}: continues after step {done:,} of {recipe.num_steps:,} (--restart starts over)")
 
     # 2. The record of the run.
-    provenance = {
-        "run": run,
-        "recipe": dataclasses.asdict(recipe),
-        "network": dataclasses.asdict(model.config),
-    }
-    log = RunLog(logs, {**provenance, "machine": machine(), "finished": False}, done, recipe.meaning())
+    provenance = {"run": run, "recipe": dataclasses.asdict(recipe), "network": dataclasses.asdict(model.config)}
+    header = {**provenance, "machine": machine(), "continued_after_step": done, "finished": False}
+    log = RunLog(logs, header, done, recipe.meaning())
+    provenance["class_names"] = data.class_names
 
     # 3. The updates.
     batches = data.train.stream(
@@ -115,8 +113,8 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
             parts = accumulate_gradients(recipe, model, scaler, batches)
             if not math.isfinite(parts["loss"]):
                 raise UserError(
-                    f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. Lower --learning_rate or "
-                    "--alpha, or check the pretrained weights"
+                    f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. Lower --learning_rate "
+                    "or --alpha, or check the pretrained weights"
                 )
             apply_gradients(recipe, model, optimizer, scaler)
             window.append(parts)
@@ -166,7 +164,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
         result["last"]["test"] = last_test.metrics()
         result["best"] = {**best, "test": best_test.metrics()}
         log.add(recipe.num_steps, {f"test/{name}": result["last"]["test"][name] for name in ("accuracy", "nll")})
-    log.close(finished=True, result=result)
+    log.close(finished=True, seconds=round(time.perf_counter() - began, 1), result=result)
     return result
 
 
@@ -187,9 +185,6 @@ def accumulate_gradients(recipe: Recipe, model, scaler, batches) -> dict:
         for name, value in found._asdict().items():
             parts[name] += float(value) * share
     return parts
-
-
-AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
 
 
 def apply_gradients(recipe: Recipe, model, optimizer, scaler) -> None:
