@@ -29,8 +29,22 @@ class Plan:
     flops_evaluation: int
     memory_bytes: int
 
-    def days(self, flops_per_second: float) -> float:
-        return (self.flops_training + self.flops_evaluation) / flops_per_second / 86_400
+    def estimate(self, flops_per_second: float) -> tuple[float, str]:
+        """Days that the matrix products alone take at this speed, and a sentence about them."""
+        training, evaluation = (
+            work / flops_per_second / 86_400 for work in (self.flops_training, self.flops_evaluation)
+        )
+        return training + evaluation, (
+            f"at least {_duration(training)} of training and {_duration(evaluation)} of evaluation on this CPU "
+            f"(matrix products at the measured {flops_per_second / 1e9:.0f} GFLOP/s)"
+        )
+
+
+def _duration(days: float) -> str:
+    for size, unit in ((1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
+        if days >= 2 * size:
+            return f"{days / size:,.0f} {unit}"
+    return f"{days * 86_400:.0f} seconds"
 
 
 def make_plan(recipe: Recipe, config: ViTConfig) -> Plan:

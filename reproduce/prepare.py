@@ -16,7 +16,7 @@ from reproduce.command import choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
-_SLOW_DAYS = 1.0  # from here on a run on a CPU is started with a warning
+_SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
 
 
 @dataclass
@@ -71,12 +71,9 @@ def prepare(description: str) -> Job:
     job.result = _result_of_finished(job)
     if job.result is None:
         if device == "cpu":
-            days = planned.days(plan.measured_flops_per_second())
+            days, estimate = planned.estimate(plan.measured_flops_per_second())
             if days >= _SLOW_DAYS:
-                say(
-                    "warning",
-                    f"this takes at least {days:,.0f} days on this CPU; see --dry_run, or take a GPU",
-                )
+                say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
         if recipe.pretrained:
             _fetch_pretrained(Path(recipe.pretrained))
         check_writable(job.out)
@@ -152,9 +149,7 @@ def _print_plan(job: Job, planned: plan.Plan, device: str) -> None:
     for line in plan.describe(recipe, planned):
         print(line)
     if device == "cpu":
-        speed = plan.measured_flops_per_second()
-        say("time", f"at least {planned.days(speed):,.2f} days on this CPU (matrix products at the measured "
-                    f"{speed / 1e9:.0f} GFLOP/s)")  # fmt: skip
+        say("time", planned.estimate(plan.measured_flops_per_second())[1])
     for path, there in plan.needed_files(recipe).items():
         source = PRETRAINED_URLS.get(Path(path).name)
         missing = f"missing; will be fetched from {source}" if source else "missing"

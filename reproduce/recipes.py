@@ -159,12 +159,15 @@ def get_recipe(name: str, **changes) -> Recipe:
     return recipe
 
 
+_FROM_1 = ("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "image_size", "kl_sum_over",
+           "save_every", "log_every")  # fmt: skip
+_FROM_0 = ("train_per_class", "validation_per_class", "split_seed", "seed", "eval_every", "test_every", "alpha",
+           "warmup_steps", "weight_decay", "max_grad_norm", "workers")  # fmt: skip
+
+
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
-    at_least = dict.fromkeys(("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_every"), 1)
-    at_least |= dict.fromkeys(("image_size", "kl_sum_over", "save_every", "log_every"), 1)
-    at_least |= dict.fromkeys(("train_per_class", "validation_per_class", "split_seed", "seed", "test_every"), 0)
-    at_least |= dict.fromkeys(("warmup_steps", "workers", "alpha", "weight_decay", "max_grad_norm"), 0)
+    at_least = dict.fromkeys(_FROM_1, 1) | dict.fromkeys(_FROM_0, 0)
     for field in dataclasses.fields(recipe):
         value, choices = getattr(recipe, field.name), field.metadata.get("choices")
         if choices and value not in choices:
