@@ -34,8 +34,8 @@ class DataSet:
     class_names: list[str]
 
 
-def dataset_files(name: str, data_dir: str = "") -> dict[str, bool]:
-    """The files or folders that `load_dataset` reads, and whether they are there. Empty for built-in data."""
+def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
+    """The files or folders that `load_dataset` reads, each with its address ("" = it cannot be downloaded)."""
     _check_name(name)
     if name == "digits":
         return {}

@@ -56,13 +56,10 @@ _SOURCES = {
 _FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 
 
-def files(name: str, data_dir: Path) -> dict[str, bool]:
-    """What `load` looks for, and whether it is there."""
-    found = _find_folder(name, data_dir)
-    archive = Path(data_dir) / _SOURCES[name].archive
-    if found is not None:
-        return {str(found): True}
-    return {str(archive): archive.exists()}
+def files(name: str, data_dir: Path) -> dict[Path, str]:
+    """What `load` reads, and its official address."""
+    archive = _SOURCES[name].archive
+    return {_find_folder(name, data_dir) or Path(data_dir) / archive: _HOST + archive}
 
 
 def load(name: str, data_dir: Path, download: bool):

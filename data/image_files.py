@@ -89,10 +89,9 @@ def read_image(path) -> Image.Image:
         raise UserError(f"{path}: not a readable picture ({reason}); replace or remove it") from None
 
 
-def files(data_dir: Path) -> dict[str, bool]:
-    """What `load` looks for, and whether it is there."""
-    train, test = _folders(Path(data_dir))
-    return {str(train): train.is_dir(), str(test): test.is_dir()}
+def files(data_dir: Path) -> dict[Path, str]:
+    """What `load` reads; there is no address to fetch it from."""
+    return dict.fromkeys(_folders(Path(data_dir)), "")
 
 
 def load(data_dir: Path):

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from data import IMAGES, dataset_files
+from models.pretrained import PRETRAINED_URLS
 from models.vit import ViTConfig
 from reproduce.recipes import Recipe
 
@@ -115,11 +116,14 @@ def measured_flops_per_second() -> float:
     return 2 * 1024**3 / min(seconds[1:])
 
 
-def needed_files(recipe: Recipe) -> dict[str, bool]:
-    """Every file or folder that the run reads, and whether it is there."""
+def needed_files(recipe: Recipe) -> dict[Path, str]:
+    """Every file or folder that the run reads, each with the address it is fetched from ("" = it must be there)."""
     files = dataset_files(recipe.dataset, recipe.data_dir)
+    if recipe.data_dir:  # a folder of the user's: nothing is downloaded into it
+        files = dict.fromkeys(files, "")
     if recipe.pretrained:
-        files[recipe.pretrained] = Path(recipe.pretrained).is_file()
+        path = Path(recipe.pretrained)
+        files[path] = PRETRAINED_URLS.get(path.name, "")
     return files
 
 

@@ -150,10 +150,9 @@ def _print_plan(job: Job, planned: plan.Plan, device: str) -> None:
         print(line)
     if device == "cpu":
         say("time", planned.estimate(plan.measured_flops_per_second())[1])
-    for path, there in plan.needed_files(recipe).items():
-        source = PRETRAINED_URLS.get(Path(path).name)
-        missing = f"missing; will be fetched from {source}" if source else "missing"
-        say("file", f"{_shown(Path(path))}: {'there' if there else missing}")
+    for path, address in plan.needed_files(recipe).items():
+        missing = f"missing; will be fetched from {address}" if address else "missing; put it there"
+        say("file", f"{_shown(path)}: {'there' if path.exists() else missing}")
     say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
 
 
