@@ -23,8 +23,13 @@ def atomic_write(path, mode: str = "wb"):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path) -> None:
+    """Have a file, or the names in a folder, on the disk itself: a rename must not outlive its content."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

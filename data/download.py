@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from common.atomic import flush_to_disk
 from common.errors import UserError
 
 CHUNK = 1 << 18  # bytes read at a time
@@ -119,15 +120,6 @@ def _bytes(count):
 
 def _say(text):
     print(text, file=sys.stderr, flush=True)
-
-
-def _sync(path):
-    """Have a file, or the names in a folder, on the disk itself: a rename must not outlive its content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mismatch(path, expected):
@@ -237,7 +229,7 @@ def _download(url, path, expected):
         _say(f"{path.name}: {problem}; it was downloaded in pieces, so it is downloaded once more in one")
         started_over = True
     os.replace(part, path)
-    _sync(path.parent)
+    flush_to_disk(path.parent)
     _discard(part)
     checked = " and ".join(name for name, value in expected.items() if value is not None) or "nothing"
     _say(f"{path}: complete, {_bytes(_size(path))} in {time.monotonic() - began:.1f} s ({checked} checked)")
@@ -426,6 +418,6 @@ def _extract(tar, members, target):
                 file.flush()
                 os.fsync(file.fileno())
         os.rename(part, target)
-        _sync(target.parent)
+        flush_to_disk(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from common.errors import UserError
 from data.augment import full_boxes, resize_crops
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 _TEST_NAMES = ("val", "validation", "test")
 
 
@@ -117,9 +117,9 @@ def _folders(data_dir: Path) -> tuple[Path, Path]:
 def _read_folder(folder: Path, class_names: list[str]) -> ImageFiles:
     paths, labels = [], []
     for label, name in enumerate(class_names):
-        own = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in _SUFFIXES)
+        own = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES)
         paths += own
         labels += [label] * len(own)
     if not paths:
-        raise UserError(f"{folder}: no image files ({', '.join(sorted(_SUFFIXES))}) in its class folders")
+        raise UserError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
     return ImageFiles(paths, np.array(labels, np.int64))

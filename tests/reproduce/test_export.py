@@ -1,0 +1,183 @@
+"""An exported network, used as somebody without this project would use it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+
+import numpy as np
+import paddle
+import pytest
+from paddle import inference
+from PIL import Image
+
+from common.errors import UserError
+from models import build_model
+from models.pretrained import model_from_file, save_weights
+from reproduce import ROOT
+from reproduce.command import run_command
+from reproduce.export import default_output, largest_difference, main, require_whole, save_inference_model, whole_folder
+from reproduce.predict import probabilities
+
+FILES = ["description.json", "inference.json", "inference.pdiparams"]
+
+
+def write_weights(path, seed=0, overflow=False):
+    """A ViT-digits of random weights; `overflow` makes its logits infinite."""
+    model = build_model("ViT-digits", 10, 8)
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        parameter.set_value(rng.normal(0, 0.2, parameter.shape).astype("float32"))
+    if overflow:
+        model.norm.bias.set_value(np.full(64, 1e30, np.float32))
+        model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
+    network = dataclasses.asdict(model.config)
+    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network})
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return write_weights(tmp_path / "best.pdparams")
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def content(folder):
+    return {entry.name: entry.read_bytes() for entry in folder.iterdir()}
+
+
+def run_exported(folder, images):
+    """Logits of the exported network under the default settings of `paddle.inference`."""
+    settings = inference.Config(str(folder / "inference.json"), str(folder / "inference.pdiparams"))
+    settings.disable_glog_info()
+    return inference.create_predictor(settings).run([paddle.to_tensor(images)])[0].numpy()
+
+
+def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_path):
+    output = tmp_path / "served" / "digits"
+    done = command("reproduce.export", weights, "--output", output)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "largest difference of a logit" in done.stdout and str(output) in done.stdout
+    assert names(output) == FILES and names(output.parent) == ["digits"]
+
+    model = model_from_file(weights)[0]
+    rng = np.random.default_rng(5)
+    for count in (1, 3, 7):
+        images = rng.uniform(-1, 1, (count, 3, 8, 8)).astype(np.float32)
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(images)).numpy()
+        np.testing.assert_allclose(run_exported(output, images), expected, rtol=0, atol=1e-5)
+        assert np.ptp(expected) > 1  # else anything would be near it
+
+    said = json.loads((output / "description.json").read_text("utf-8"))
+    assert said["source"] == {"file": "best.pdparams", "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    assert said["class_names"] == [str(i) for i in range(10)] and said["output"]["shape"] == [None, 10]
+    # a picture, prepared from the description alone, is seen as `reproduce.predict` sees it
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / "photo.png")
+    side = said["input"]["shape"][-1]
+    pixels = np.asarray(Image.open(tmp_path / "photo.png").resize((side, side), Image.Resampling.BILINEAR))
+    images = ((pixels - said["input"]["mean"]) / said["input"]["std"]).astype(np.float32).transpose(2, 0, 1)[None]
+    logits = run_exported(output, images)[0]
+    np.testing.assert_allclose(
+        np.exp(logits) / np.exp(logits).sum(), probabilities(model, tmp_path / "photo.png", True), rtol=1e-4
+    )
+
+
+def test_an_export_is_replaced_only_when_asked_and_only_by_a_good_one(weights, tmp_path):
+    output = tmp_path / "served"
+    main([str(weights), "--output", str(output)])
+    before = content(output)
+    other = write_weights(tmp_path / "other.pdparams", seed=1)
+    with pytest.raises(UserError, match=r"exists already.*--overwrite"):
+        main([str(other), "--output", str(output)])
+    broken = write_weights(tmp_path / "overflow.pdparams", overflow=True)
+    with pytest.raises(UserError, match="not finite"):
+        main([str(broken), "--output", str(output), "--overwrite"])
+    assert content(output) == before
+    main([str(other), "--output", str(output), "--overwrite"])
+    after = content(output)
+    assert after["inference.pdiparams"] != before["inference.pdiparams"]
+    assert json.loads(after["description.json"])["source"]["file"] == "other.pdparams"
+    assert names(tmp_path) == ["best.pdparams", "other.pdparams", "overflow.pdparams", "served"]
+
+
+def test_only_an_export_is_ever_replaced(weights, tmp_path):
+    thesis = tmp_path / "mine" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("five years")
+    with pytest.raises(UserError, match=r"also holds thesis\.tex"):
+        main([str(weights), "--output", str(thesis.parent), "--overwrite"])
+    with pytest.raises(UserError, match="is a file"):
+        main([str(weights), "--output", str(thesis), "--overwrite"])
+    assert thesis.read_text() == "five years"
+
+
+def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "served"
+    with pytest.raises(UserError, match="also holds notes"), whole_folder(path, overwrite=True) as folder:
+        (folder / "inference.json").write_text("{}")
+        path.mkdir()
+        (path / "notes").touch()
+    assert names(path) == ["notes"] and names(tmp_path) == ["served"]
+
+
+def test_bad_weights_leave_nothing_behind(tmp_path):
+    text = tmp_path / "text.pdparams"
+    text.write_text("no weights")
+    broken = write_weights(tmp_path / "overflow.pdparams", overflow=True)
+    output = tmp_path / "served"
+    for path, message in ((text, "text.pdparams"), (tmp_path / "none.pdparams", "none.pdparams")):
+        with pytest.raises((UserError, OSError), match=message):
+            main([str(path), "--output", str(output)])
+    with pytest.raises(UserError, match="not finite"):
+        main([str(broken), "--output", str(output)])
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    with pytest.raises(UserError, match="2 names, but"):
+        main([str(broken), "--output", str(output), "--class_names", str(tmp_path / "names.txt")])
+    assert names(tmp_path) == ["names.txt", "overflow.pdparams", "text.pdparams"]
+
+
+def test_the_check_sees_other_or_damaged_files(weights, tmp_path):
+    model = model_from_file(weights)[0]
+    save_inference_model(model_from_file(write_weights(tmp_path / "other.pdparams", seed=1))[0], tmp_path)
+    assert largest_difference(model, tmp_path) > 0.1
+    save_inference_model(model, tmp_path)
+    assert largest_difference(model, tmp_path) < 1e-5
+    parameters = tmp_path / "inference.pdiparams"
+    whole = parameters.read_bytes()
+    require_whole(model, tmp_path)
+    parameters.write_bytes(whole[: len(whole) * 9 // 10])  # a disk that ran full; Paddle would read on without a word
+    with pytest.raises(UserError, match=r"inference\.pdiparams has .* free space"):
+        require_whole(model, tmp_path)
+    parameters.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be used.*free space"):
+        largest_difference(model, tmp_path)
+
+
+def test_a_folder_without_write_permission_is_named(weights, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "readonly"
+    folder.mkdir()
+    weights.rename(folder / "w.pdparams")
+    folder.chmod(0o555)
+    monkeypatch.chdir(folder)
+    if os.geteuid() == 0:  # permissions do not hold root back
+        os.seteuid(65534)
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            run_command(lambda: main(["w.pdparams", "--output", "served"]))
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Permission denied" in error and "served" in error
+    assert names(folder) == ["w.pdparams"]
+
+
+def test_the_default_folder_is_named_after_the_run():
+    exported = ROOT / "checkpoints" / "exported"
+    assert default_output("checkpoints/digits-seed42/best.pdparams") == exported / "digits-seed42"
+    assert default_output("checkpoints/digits-seed42/last.pdparams") == exported / "digits-seed42"
+    assert default_output("checkpoints/pretrained/ViT-B_16.npz") == exported / "ViT-B_16"

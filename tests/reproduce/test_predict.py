@@ -1,0 +1,182 @@
+"""Pictures in, classes out, as a user asks for it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import assert_user_error
+from PIL import Image
+
+import data
+from common.errors import UserError
+from data import load_dataset
+from data.image_files import ImageFiles
+from models import build_model
+from models.pretrained import Weights, model_from_file, save_weights
+from reproduce.evaluate import evaluate
+from reproduce.predict import class_names, main
+
+SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other pixels
+DIGITS = {"recipe": {"dataset": "digits"}}
+
+
+def write_weights(path, metadata, overflow=False):
+    """A ViT-digits of random weights; `overflow` makes its logits infinite."""
+    model = build_model("ViT-digits", 10, SIZE)
+    rng = np.random.default_rng(0)
+    for parameter in model.parameters():
+        parameter.set_value(rng.normal(0, 0.2, parameter.shape).astype("float32"))
+    if overflow:
+        model.norm.bias.set_value(np.full(64, 1e30, np.float32))
+        model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
+    save_weights(path, model, {**metadata, "network": dataclasses.asdict(model.config)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "best.pdparams", DIGITS)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of real digits as files, and a large coloured picture that is not square."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, pixels in enumerate(load_dataset("digits").test.images[:9]):
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(folder / f"{i}.png")
+    noise = np.random.default_rng(1).integers(0, 256, (50, 70, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "photo.JPG", "JPEG")
+    (folder / "notes.txt").write_text("no picture, and not named like one")
+    return folder
+
+
+def check_against(expected, rows):
+    """Each row of `--top 10 --json` against the evaluation of the same image."""
+    for row, label, top5, confidence, nll in zip(rows, *expected, strict=True):
+        found = {entry["class"]: entry["probability"] for entry in row["top"]}
+        assert list(found)[:5] == list(top5)
+        assert row["top"][0]["probability"] == pytest.approx(confidence, rel=1e-5)
+        assert -np.log(found[label]) == pytest.approx(nll, abs=1e-5)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_probabilities_are_those_of_the_evaluation(command, weights, pictures):
+    (pictures / "photo.JPG").unlink()
+    done = command("reproduce.predict", weights, pictures, "--top", 10, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["image"] for row in rows] == [str(pictures / f"{i}.png") for i in range(9)]
+    assert all(entry["name"] == str(entry["class"]) for row in rows for entry in row["top"])
+    assert np.ptp([row["top"][0]["probability"] for row in rows]) > 1e-3  # else one that sees nothing would pass
+    test = load_dataset("digits").test.subset(np.arange(9))
+    check_against(evaluate(model_from_file(weights)[0], test, SIZE, batch_size=4), rows)
+
+
+def test_probabilities_are_those_of_the_evaluation_of_image_files(tmp_path, pictures, capsys):
+    paths = [*(pictures / f"{i}.png" for i in range(9)), pictures / "photo.JPG"]
+    weights = write_weights(tmp_path / "w.pdparams", {"recipe": {"dataset": "imagenet"}})
+    main([str(weights), str(pictures), "--top", "10", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == list(map(str, paths))
+    check_against(evaluate(model_from_file(weights)[0], ImageFiles(paths, np.arange(10)), SIZE, 4), rows)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_done(command, weights, pictures, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    good, text, missing = pictures / "3.png", pictures / "notes.txt", pictures / "missing.png"
+    done = command("reproduce.predict", weights, text, missing, empty, good)
+    assert_user_error(done, "3 of the pictures or folders could not be used")
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 4 and all(line.startswith("error: ") for line in lines)
+    assert f"{missing}: no such file or folder" in lines[0]
+    assert f"{empty}: no image files" in lines[1]
+    assert f"{text}: not a readable picture" in lines[2]
+    shown = done.stdout.splitlines()
+    at = shown.index(str(good))
+    assert len(shown) == at + 6 and "digits" in done.stdout
+    model = model_from_file(weights)[0]
+    expected = evaluate(model, load_dataset("digits").test.subset([3]), SIZE, batch_size=1)
+    assert [line.split()[-1] for line in shown[at + 1 :]] == [str(i) for i in expected.top5[0]]
+    assert f"{100 * expected.confidence[0]:.2f} %" in shown[at + 1]
+
+
+def names_of(output):
+    return [line.split("%  ")[1] for line in output.splitlines() if " %  " in line]
+
+
+def test_names_come_from_the_option_then_the_weights_then_the_data_set(tmp_path, pictures, capsys):
+    own = [f"own {i}" for i in range(10)]
+    both = write_weights(tmp_path / "both.pdparams", {**DIGITS, "class_names": own})
+    one = str(pictures / "0.png")
+    main([str(both), one, "--top", "10"])
+    assert sorted(names_of(capsys.readouterr().out)) == own
+    listed = tmp_path / "names.txt"
+    listed.write_text("\n".join(f"größe {i}" for i in range(10)) + "\n\n", "utf-8")
+    main([str(both), one, "--top", "10", "--class_names", str(listed)])
+    assert sorted(names_of(capsys.readouterr().out)) == [f"größe {i}" for i in range(10)]
+    unknown = write_weights(tmp_path / "unknown.pdparams", {})
+    main([str(unknown), one, "--top", "10"])
+    output = capsys.readouterr().out
+    assert sorted(names_of(output)) == [f"class {i}" for i in range(10)]
+    assert "names not known" in output and "--class_names FILE" in output
+    main([str(unknown), one, "--json"])
+    assert json.loads(capsys.readouterr().out)["top"][0]["name"] is None
+
+
+def of_dataset(name):
+    return Weights("w.pdparams", "this project", {}, {"recipe": {"dataset": name}})
+
+
+def test_names_of_cifar_are_read_from_the_disk(cifar100_folder):
+    names, origin = class_names(of_dataset("cifar100"), 100)
+    assert names[:2] == ["apple", "aquarium_fish"] and names[99] == "worm" and "cifar100" in origin
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet", "of a later version"])
+def test_names_are_never_downloaded(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(data, "DOWNLOADS", tmp_path / "downloads")
+    for archive in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):  # nor unpacked
+        (tmp_path / archive).touch()
+    names, why = class_names(of_dataset(name), 10)
+    assert names is None and name in why and not (tmp_path / "downloads").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n".join(b"name" for _ in range(9)), "9 names, but .* has 10 classes"),
+        (b"\n".join(b"name" for _ in range(11)), "11 names, but .* has 10 classes"),
+        (b"", "0 names, but"),
+        (b"one\n\nthree\n", "line 2 is empty"),
+        (bytes(range(256)), "not a UTF-8 text"),
+    ],
+)
+def test_unusable_names_are_refused(weights, pictures, tmp_path, content, message, capsys):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        main([str(weights), str(pictures), "--class_names", str(tmp_path / "names.txt")])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("names", ["a text", ["too", "few"], None])
+def test_unusable_names_in_the_weights_are_refused(tmp_path, pictures, names):
+    path = write_weights(tmp_path / "w.pdparams", {"class_names": names})
+    with pytest.raises(UserError, match=r"class names from .*w\.pdparams"):
+        main([str(path), str(pictures)])
+
+
+def test_other_bad_input(weights, pictures, tmp_path):
+    for top in ("0", "-1", "11"):
+        with pytest.raises(UserError, match="must be from 1 to 10"):
+            main([str(weights), str(pictures), "--top", top])
+    with pytest.raises((UserError, OSError), match=r"missing\.pdparams"):
+        main([str(tmp_path / "missing.pdparams"), str(pictures)])
+    with pytest.raises(FileNotFoundError, match=r"names\.txt"):
+        main([str(weights), str(pictures), "--class_names", str(tmp_path / "names.txt")])
+    broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, overflow=True)
+    with pytest.raises(UserError, match="not finite"):
+        main([str(broken), str(pictures)])
