@@ -1,7 +1,6 @@
 """Weights from a file into a ViT, strictly: every name, shape and change is accounted for.
 
-Three layouts are known: this project's own, timm's (`.safetensors`, PyTorch's (out, in) matrices) and Google's
-(`.npz`, Flax names). The layout is recognised from the container and the names inside, never from square shapes.
+`models.containers` reads the file, `models.layouts` knows whose names and matrices it holds; here they meet a network.
 """
 
 import dataclasses
@@ -16,6 +15,7 @@ import numpy as np
 from common.atomic import atomic_write
 from common.errors import UserError
 from models.containers import read_arrays
+from models.layouts import convert, state_shapes
 from models.vit import ViT, ViTConfig
 
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
@@ -38,7 +38,8 @@ class Weights:
     layout: str
     arrays: dict[str, np.ndarray]
     metadata: dict
-    left_out: list[str] = field(default_factory=list)  # names of the file that this network has no use for
+    left_out: list[str] = field(default_factory=list)  # names of a layer before the head, which go with the head
+    network: dict = field(default_factory=dict)  # ViTConfig fields that the file tells beyond its shapes
 
 
 @dataclass
@@ -50,10 +51,11 @@ class LoadReport:
     resized: list[str]
     replaced: list[str]
     left_out: list[str]
+    assumed: list[str] = field(default_factory=list)  # what neither the file nor the user says
 
     def __str__(self) -> str:
         parts = [f"{self.copied} arrays ({self.layout})"]
-        for label in ("resized", "replaced", "left_out"):
+        for label in ("resized", "replaced", "left_out", "assumed"):
             if names := getattr(self, label):
                 parts.append(f"{label.replace('_', ' ')}: {', '.join(names)}")
         return "; ".join(parts)
@@ -69,92 +71,41 @@ def save_weights(path, model, metadata: dict) -> None:
 def read_weights(path) -> Weights:
     """Read a weight file of any known layout. Raises UserError, naming the file and the reason."""
     container, arrays, texts = read_arrays(path)
-    own = "blocks.0.attn.query.weight" in arrays
-    if container == "pdparams" and own:
-        return Weights(Path(path), "this project", arrays, _metadata(path, texts))
-    if container == "safetensors" and "blocks.0.attn.qkv.weight" in arrays:
-        return Weights(Path(path), "timm", *_from_timm(arrays))
-    if container == "npz" and "Transformer/encoder_norm/scale" in arrays:
-        return Weights(Path(path), "Google", *_from_google(arrays))
-    some = ", ".join(sorted(arrays)[:3]) or "nothing"
-    raise UserError(f"{path}: a {container} file, but of no known ViT layout (it holds {some}, ...)")
+    try:
+        found = convert(container, arrays)
+    except ValueError as reason:
+        raise UserError(f"{path}: {reason}") from None
+    if found is None:
+        some = ", ".join(sorted(arrays)[:3]) or "nothing"
+        raise UserError(f"{path}: a {container} file, but of no known ViT layout (it holds {some}, ...)")
+    metadata = _metadata(path, texts)
+    network = {**found.network, **metadata.get("network", {})}
+    return Weights(Path(path), found.label, found.arrays, metadata, found.left_out, network)
 
 
 def _metadata(path, texts: dict[str, str]) -> dict:
+    """The entry of our own files; it comes from outside too, so its types are checked as far as it is used here."""
+    types = {f.name: f.type for f in dataclasses.fields(ViTConfig)}
     try:
         metadata = json.loads(texts.get(METADATA, "{}"))
-        network = metadata.get("network", {})
-        if set(network) <= {f.name for f in dataclasses.fields(ViTConfig)}:
-            return metadata
-    except (ValueError, AttributeError):
-        pass
-    raise UserError(f"{path}: its entry {METADATA!r} does not describe a run; get the file again") from None
-
-
-def _from_timm(arrays):
-    """timm's names are ours but for the joint qkv; matrices are (out, in)."""
-    ours = {}
-    for name, value in arrays.items():
-        if value.ndim == 2 and name.endswith(".weight"):
-            value = value.T
-        if ".attn.qkv." in name:
-            for part, piece in zip(("query", "key", "value"), np.split(value, 3, axis=-1), strict=True):
-                ours[name.replace("qkv", part)] = piece
-        else:
-            ours[name] = value
-    return ours, {}
-
-
-def _from_google(arrays):
-    """Flax: kernels are (in, out), attention kernels (in, heads, head_dim), the patch kernel HWIO."""
-    width = arrays["cls"].shape[-1]
-    ours, left_out = {}, []
-    direct = {
-        "cls": "cls_token",
-        "Transformer/posembed_input/pos_embedding": "pos_embed",
-        "embedding/bias": "patch_embed.proj.bias",
-        "Transformer/encoder_norm/scale": "norm.weight",
-        "Transformer/encoder_norm/bias": "norm.bias",
-        "head/kernel": "head.weight",
-        "head/bias": "head.bias",
-    }
-    parts = {
-        "LayerNorm_0/scale": "norm1.weight",
-        "LayerNorm_0/bias": "norm1.bias",
-        "LayerNorm_2/scale": "norm2.weight",
-        "LayerNorm_2/bias": "norm2.bias",
-    }
-    for flax, layer in (("query", "query"), ("key", "key"), ("value", "value"), ("out", "proj")):
-        parts[f"MultiHeadDotProductAttention_1/{flax}/kernel"] = f"attn.{layer}.weight"
-        parts[f"MultiHeadDotProductAttention_1/{flax}/bias"] = f"attn.{layer}.bias"
-    for flax, layer in (("Dense_0", "fc1"), ("Dense_1", "fc2")):
-        parts[f"MlpBlock_3/{flax}/kernel"] = f"mlp.{layer}.weight"
-        parts[f"MlpBlock_3/{flax}/bias"] = f"mlp.{layer}.bias"
-    for name, value in arrays.items():
-        if name == "embedding/kernel":
-            ours["patch_embed.proj.weight"] = value.transpose(3, 2, 0, 1)
-        elif name in direct:
-            ours[direct[name]] = value
-        elif name.startswith("Transformer/encoderblock_"):
-            block, _, rest = name.removeprefix("Transformer/encoderblock_").partition("/")
-            if rest not in parts:
-                left_out.append(name)
-                continue
-            if "Attention_1" in rest:
-                value = value.reshape(width, width) if rest.endswith("kernel") else value.reshape(width)
-            ours[f"blocks.{block}.{parts[rest]}"] = value
-        else:
-            left_out.append(name)
-    return ours, {}, left_out
+        network = metadata.get("network", {}) if isinstance(metadata, dict) else None
+        if not (isinstance(network, dict) and isinstance(metadata.get("recipe", {}), dict)):
+            raise ValueError("it is no table with the tables network and recipe")
+        for name, value in network.items():
+            if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
+                raise ValueError(f"network has {name!r:.40} {value!r:.40}")
+    except (ValueError, RecursionError) as reason:
+        raise UserError(f"{path}: its entry {METADATA!r} does not describe a run ({reason})") from None
+    return metadata
 
 
 def config_from_weights(weights: Weights, **options) -> ViTConfig:
-    """The network that the arrays belong to, read from their shapes and the file's metadata.
+    """The network that the arrays belong to, read from their shapes and what else the file tells.
 
-    Heads cannot be seen in any shape: from `options` or the metadata, else 64 features a head as in every
-    published ViT. `options` are ViTConfig fields that override.
+    `options` are ViTConfig fields that override. Heads that nothing tells are as in every published ViT: 16 of 80
+    features for a width of 1280 (ViT-H), else of 64 features each. Raises UserError when no network comes of it.
     """
-    arrays, known = weights.arrays, dict(weights.metadata.get("network", {}))
+    arrays = weights.arrays
     try:
         width, _, patch, _ = arrays["patch_embed.proj.weight"].shape
         grid = math.isqrt(arrays["pos_embed"].shape[1] - 1)
@@ -167,59 +118,93 @@ def config_from_weights(weights: Weights, **options) -> ViTConfig:
             "mlp_width": arrays["blocks.0.mlp.fc1.bias"].shape[0],
             "qkv_bias": "blocks.0.attn.query.bias" in arrays,
         }
-    except (KeyError, ValueError) as reason:
+    except (KeyError, ValueError, IndexError) as reason:
         raise UserError(f"{weights.path}: not a whole ViT with a head ({reason})") from None
-    return ViTConfig(**{"heads": max(1, width // 64), **known, **shapes, **options})
+    heads = 16 if width == 1280 else max(1, width // 64)
+    config = ViTConfig(**{"heads": heads, **weights.network, **shapes, **options})
+    _check(config, weights.path)
+    return config
 
 
-def load_weights(model: ViT, weights: Weights, replace_head: bool) -> LoadReport:
-    """Copy every array into `model`; the model is untouched when anything does not fit.
+def _check(config: ViTConfig, path) -> None:
+    for f in dataclasses.fields(config):
+        if f.type is int and getattr(config, f.name) < 1:
+            raise UserError(f"{path}: {f.name} {getattr(config, f.name)}: must be 1 or more")
+    if config.width % config.heads:
+        raise UserError(f"{path}: {config.heads} heads do not divide its width {config.width}; say --heads NUMBER")
+    if config.image_size % config.patch_size:
+        raise UserError(f"image size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
+    if not 0 < config.layer_norm_epsilon < 1:
+        raise UserError(f"{path}: layer_norm_epsilon {config.layer_norm_epsilon}: must be between 0 and 1")
+    if not all(0 <= rate < 1 for rate in (config.dropout, config.attention_dropout, config.projection_dropout)):
+        raise UserError(f"{path}: a dropout rate must be at least 0 and less than 1")
 
-    A position embedding of another grid is resized. A head of another class count is kept as it is in `model`
-    (fresh) when `replace_head`, as for training; otherwise that is an error.
+
+def fit(weights: Weights, config: ViTConfig, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """The arrays that `ViT(config)` takes from `weights`, and what that changes; nothing is built for it.
+
+    A position embedding of another grid is resized. When `replace_head`, as for training, a head that is missing, of
+    another class count, or made for a layer before it that our network has not, is left to the fresh network;
+    otherwise that is an error.
 
     Raises:
         UserError: names missing or unexpected, or shapes that differ, listed.
     """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    arrays, resized, replaced = dict(weights.arrays), [], []
-    if replace_head and arrays.get("head.bias", np.empty(0)).shape != expected["head.bias"]:
-        replaced = [name for name in ("head.weight", "head.bias") if arrays.pop(name, None) is not None]
-        expected = {name: shape for name, shape in expected.items() if not name.startswith("head.")}
+    expected, arrays, resized, replaced = state_shapes(config), dict(weights.arrays), [], []
+    bias = arrays.get("head.bias")
+    if replace_head and (bias is None or bias.shape != expected["head.bias"] or weights.left_out):
+        replaced = ["head.weight", "head.bias"]
+        for name in replaced:
+            del expected[name]
+            arrays.pop(name, None)
     position = arrays.get("pos_embed")
-    if position is not None and position.ndim == 3 and position.shape != expected["pos_embed"]:
+    if position is not None and position.shape != expected["pos_embed"] and position.shape[::2] == (1, config.width):
         try:
-            arrays["pos_embed"] = resize_position_embedding(position, expected["pos_embed"][1])
+            arrays["pos_embed"] = resize_position_embedding(position, config.tokens)
         except ValueError as reason:
             raise UserError(f"{weights.path}: {reason}") from None
-        resized = [f"pos_embed {position.shape[1]} -> {expected['pos_embed'][1]} tokens"]
+        resized = [f"pos_embed {position.shape[1]} -> {config.tokens} tokens"]
     problems = [
-        f"{name} is {tuple(arrays[name].shape)} instead of {shape}"
+        f"{name} is {arrays[name].shape} instead of {shape}"
         for name, shape in expected.items()
-        if name in arrays and tuple(arrays[name].shape) != shape
+        if name in arrays and arrays[name].shape != shape
     ]
     problems += [f"missing {name}" for name in expected if name not in arrays]
     problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    problems += [f"{name} is {value.dtype}" for name, value in arrays.items() if value.dtype != np.float32]
+    if not replaced:
+        problems += [f"its head belongs behind {name}, which this network has not" for name in weights.left_out[:1]]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{weights.path}: does not fit this network: {'; '.join(problems[:4])}{more}")
+    return arrays, LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
+
+
+def _copy(arrays: dict[str, np.ndarray], model: ViT) -> None:
     state = model.state_dict()
-    for name in expected:
-        state[name].set_value(np.ascontiguousarray(arrays[name]))
-    return LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
+    for name, value in arrays.items():
+        state[name].set_value(np.ascontiguousarray(value))
+
+
+def load_weights(model: ViT, weights: Weights, replace_head: bool) -> LoadReport:
+    """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
+    arrays, report = fit(weights, model.config, replace_head)
+    _copy(arrays, model)
+    return report
 
 
 def model_from_file(path, **options) -> tuple[ViT, Weights, LoadReport]:
     """The network that a weight file holds, ready for evaluation; `options` are ViTConfig fields that override.
 
-    Raises UserError as `read_weights`, `config_from_weights` and `load_weights` do.
+    Raises UserError as `read_weights`, `config_from_weights` and `fit` do, all before a network is made.
     """
     weights = read_weights(path)
     config = config_from_weights(weights, **options)
-    if config.image_size % config.patch_size:
-        raise UserError(f"image size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
+    arrays, report = fit(weights, config, replace_head=False)
+    told = {**weights.network, **options}
+    report.assumed = [f"{k} {getattr(config, k)}" for k in ("heads", "layer_norm_epsilon") if k not in told]
     model = ViT(config)
-    report = load_weights(model, weights, replace_head=False)
+    _copy(arrays, model)
     model.eval()
     return model, weights, report
 

@@ -119,12 +119,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Image size, classes and network come from the weights; data set and split from the run that made "
         "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
     )  # fmt: skip
-    parser.add_argument("weights", help=".pdparams of this project, timm .safetensors or Google .npz")
+    parser.add_argument("weights", help="a weight file of a ViT: this project's or Paddle's .pdparams, "
+                        ".safetensors of timm or Hugging Face, Google's .npz, the official code's .bin")  # fmt: skip
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
     parser.add_argument("--batch_size", type=int, default=0, help="images at once; default as in training, or 100")
     parser.add_argument("--image_size", type=int, default=0, help="pixels; default: what the weights are made for")
+    parser.add_argument("--heads", type=int, default=0, help="attention heads; default: what the file says, else "
+                        "64 features each (80 for a width of 1280)")  # fmt: skip
+    parser.add_argument("--layer_norm_epsilon", type=float, default=0.0, help="default: what the file says, else 1e-6; "
+                        "the Paddle port of R-Drop was evaluated with 1e-5")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
     parser.add_argument("--output", help="write labels, top-5, confidence and NLL of every image to this .npz")
@@ -133,14 +138,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv=None) -> None:
     options = parse(_parser(), argv)
-    for name in ("batch_size", "image_size", "workers"):
-        if getattr(options, name) < 0:
+    for name in ("batch_size", "image_size", "heads", "layer_norm_epsilon", "workers"):
+        if not getattr(options, name) >= 0:  # also not a number
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
     device = choose_device(options.device)
-    size = {"image_size": options.image_size} if options.image_size else {}
-    model, weights, report = model_from_file(options.weights, **size)
+    chosen = {k: getattr(options, k) for k in ("image_size", "heads", "layer_norm_epsilon") if getattr(options, k)}
+    model, weights, report = model_from_file(options.weights, **chosen)
     config = model.config
-    recipe = weights.metadata.get("recipe", {})
+    recipe = _recipe_of(weights)
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
     choice = {k: recipe.get(k, 0) for k in ("train_per_class", "validation_per_class", "split_seed")}
     if options.split != "test" and not recipe:
@@ -154,7 +159,8 @@ def main(argv=None) -> None:
     split = getattr(data, options.split)
     say("weights", f"{weights.path}: {report}")
     say("network", f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
-                   f"{config.image_size} px, {config.num_classes} classes")  # fmt: skip
+                   f"LayerNorm epsilon {config.layer_norm_epsilon}, {config.image_size} px, "
+                   f"{config.num_classes} classes")  # fmt: skip
     say("device", f"{device}, fp32")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
@@ -165,6 +171,17 @@ def main(argv=None) -> None:
         result.save(options.output)
         say("written", options.output)
     print(json.dumps({"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split, **metrics}))
+
+
+def _recipe_of(weights) -> dict:
+    """What the metadata of our own files says about data; it comes from outside, so it is checked."""
+    recipe = weights.metadata.get("recipe", {})
+    counts = ("train_per_class", "validation_per_class", "split_seed", "eval_batch_size")
+    wrong = [k for k in counts if type(recipe.get(k, 1)) is not int or recipe.get(k, 1) < (k == "eval_batch_size")]
+    wrong += ["dataset"] if recipe.get("dataset") not in (None, *CLASSES) else []
+    if wrong:
+        raise UserError(f"{weights.path}: its metadata has {wrong[0]} {recipe[wrong[0]]!r:.40}; get the file again")
+    return recipe
 
 
 def _dataset_of(num_classes: int, path) -> str:

@@ -1,99 +1,275 @@
+import io
 import json
+import math
+import os
 import pickle
+import tempfile
+import tracemalloc
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 from scipy.ndimage import zoom
+from weight_files import (
+    WITHOUT_QKV_BIAS,
+    WRITERS,
+    google,
+    hugging_face,
+    joint,
+    official,
+    random_state,
+    torch_pickle,
+    turned,
+    write_npz,
+    write_paddle,
+    write_torch,
+    write_torch_legacy,
+)
 
 from common.errors import UserError
-from models import build_model
+from models import build_model, model_config
+from models.layouts import state_shapes
 from models.pretrained import (
+    METADATA,
     config_from_weights,
     load_weights,
+    model_from_file,
     read_weights,
     resize_position_embedding,
     save_weights,
 )
+from models.vit import ViT, ViTConfig
+
+DIGITS = model_config("ViT-digits", 10, 8)
 
 
 def random_model(name="ViT-digits", classes=10, size=8, seed=0, **options):
     model = build_model(name, classes, size, **options)
-    rng = np.random.default_rng(seed)
-    for parameter in model.parameters():
-        parameter.set_value(rng.normal(0, 0.2, parameter.shape).astype("float32"))
+    state = model.state_dict()
+    for key, value in random_state(model.config, seed).items():
+        state[key].set_value(value)
     model.eval()
     return model
 
 
-def as_timm(model) -> dict:
-    """The state of `model` under timm's names, matrices (out, in), query, key and value in one."""
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    found = {}
-    for name, value in state.items():
-        if value.ndim == 2:
-            value = value.T
-        if ".attn.query." in name:
-            parts = [state[name.replace("query", part)] for part in ("query", "key", "value")]
-            found[name.replace("query", "qkv")] = np.concatenate([p.T if p.ndim == 2 else p for p in parts])
-        elif ".attn.key." not in name and ".attn.value." not in name:
-            found[name] = value
-    return {name: np.ascontiguousarray(value) for name, value in found.items()}
+def logits(model) -> np.ndarray:
+    shape = (2, 3, model.config.image_size, model.config.image_size)
+    return model(paddle.to_tensor(np.random.default_rng(2).normal(size=shape).astype("float32"))).numpy()
 
 
-def as_google(model) -> dict:
-    """The state of `model` as Flax writes it."""
-    state = {name: value.numpy() for name, value in model.state_dict().items()}
-    width, heads = model.config.width, model.config.heads
-    found = {
-        "cls": state["cls_token"],
-        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": state["patch_embed.proj.bias"],
-        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-        "Transformer/encoder_norm/scale": state["norm.weight"],
-        "Transformer/encoder_norm/bias": state["norm.bias"],
-        "head/kernel": state["head.weight"],
-        "head/bias": state["head.bias"],
-    }
-    for i in range(model.config.depth):
-        ours, block = f"blocks.{i}", f"Transformer/encoderblock_{i}"
-        for flax, norm in (("LayerNorm_0", "norm1"), ("LayerNorm_2", "norm2")):
-            found[f"{block}/{flax}/scale"] = state[f"{ours}.{norm}.weight"]
-            found[f"{block}/{flax}/bias"] = state[f"{ours}.{norm}.bias"]
-        attention = f"{block}/MultiHeadDotProductAttention_1"
-        for part in ("query", "key", "value"):
-            found[f"{attention}/{part}/kernel"] = state[f"{ours}.attn.{part}.weight"].reshape(width, heads, -1)
-            found[f"{attention}/{part}/bias"] = state[f"{ours}.attn.{part}.bias"].reshape(heads, -1)
-        found[f"{attention}/out/kernel"] = state[f"{ours}.attn.proj.weight"].reshape(heads, -1, width)
-        found[f"{attention}/out/bias"] = state[f"{ours}.attn.proj.bias"]
-        for k in (0, 1):
-            found[f"{block}/MlpBlock_3/Dense_{k}/kernel"] = state[f"{ours}.mlp.fc{k + 1}.weight"]
-            found[f"{block}/MlpBlock_3/Dense_{k}/bias"] = state[f"{ours}.mlp.fc{k + 1}.bias"]
-    return found
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("name", ["ViT-digits", "ViT-Ti_16"])
+def test_the_table_of_shapes_is_the_network(name, qkv_bias):
+    config = model_config(name, 7, 32, depth=2, qkv_bias=qkv_bias)
+    state = ViT(config).state_dict()
+    assert state_shapes(config) == {key: tuple(value.shape) for key, value in state.items()}
 
 
-def write_google(model, path):
-    with open(path, "wb") as file:  # np.savez would add a suffix to a path
-        np.savez(file, **as_google(model))
-
-
-WRITERS = {
-    "timm": lambda model, path: save_file(as_timm(model), path),
-    "Google": write_google,
-    "this project": lambda model, path: save_weights(path, model, {"step": 7}),
-}
+@pytest.mark.parametrize("qkv_bias", [True, False])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_gives_the_same_logits(layout, qkv_bias, tmp_path):
+    if not qkv_bias and layout not in WITHOUT_QKV_BIAS:
+        pytest.skip("this layout always has the bias")
+    source, path = random_model(qkv_bias=qkv_bias), tmp_path / "weights"  # no suffix: the content tells the format
+    label, write = WRITERS[layout]
+    write(random_state(source.config), source.config, path)
+    target, _, report = model_from_file(path, heads=4, dropout=0.0)
+    assert report.layout == label and report.copied == len(source.state_dict())
+    assert not (report.replaced or report.resized or report.left_out)
+    np.testing.assert_array_equal(logits(target), logits(source))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_every_layout_gives_the_same_logits(layout, tmp_path):
-    source, path = random_model(), tmp_path / "weights"  # no suffix: the content tells the format
-    WRITERS[layout](source, path)
-    target = random_model(seed=1)
-    report = load_weights(target, read_weights(path), replace_head=False)
-    assert report.layout == layout and not report.replaced and not report.resized
-    images = paddle.to_tensor(np.random.default_rng(2).normal(size=(2, 3, 8, 8)).astype("float32"))
-    np.testing.assert_array_equal(target(images).numpy(), source(images).numpy())
+def test_the_network_is_read_from_the_file(layout, tmp_path):
+    config = model_config("ViT-Ti_16", 100, 48, depth=2, qkv_bias=layout == "Google")
+    label, write = WRITERS[layout]
+    write(random_state(config), config, tmp_path / "w")
+    model, _, report = model_from_file(tmp_path / "w")
+    assert model.config == config and report.layout == label
+    assumed = {"own": [], "Google": ["layer_norm_epsilon 1e-06"]}  # their files tell the heads
+    assert report.assumed == assumed.get(layout, ["heads 3", "layer_norm_epsilon 1e-06"])
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_square_matrices_are_turned_by_the_container_alone(layout, tmp_path):
+    config = model_config("ViT-digits", 64, 8, mlp_width=64)  # every matrix but a joint qkv is 64 by 64
+    _, write = WRITERS[layout]
+    write(random_state(config), config, tmp_path / "w")
+    for name, value in read_weights(tmp_path / "w").arrays.items():
+        np.testing.assert_array_equal(value, random_state(config)[name], err_msg=name)
+
+
+def swap(arrays, *parts) -> dict:
+    """Matrices whose names hold one of `parts` the other way round."""
+    chosen = [name for name, value in arrays.items() if value.ndim == 2 and any(part in name for part in parts)]
+    assert chosen
+    return {k: np.ascontiguousarray(v.T) if k in chosen else v for k, v in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("write", "layout", "part"),
+    [
+        (save_file, lambda s: turned(joint(s)), "blocks.2.attn.qkv.weight"),
+        (save_file, lambda s: turned(joint(s)), "blocks.0.mlp.fc1.weight"),
+        (save_file, hugging_face, "layer.1.output.dense.weight"),
+        (write_torch, official, "layer.0.ffn.fc1.weight"),
+        (write_paddle, joint, "blocks.0.mlp.fc2.weight"),
+        (write_paddle, joint, "blocks.0.attn.qkv.weight"),
+        (write_npz, lambda s: google(s, DIGITS), "encoderblock_3/MlpBlock_3/Dense_0/kernel"),
+    ],
+)
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_transposed_kernels_are_an_error_that_names_the_first(write, layout, part, qkv_bias, tmp_path):
+    state = random_state(DIGITS)
+    if not qkv_bias and write is not write_npz:
+        state = {k: v for k, v in state.items() if not k.endswith(("query.bias", "key.bias", "value.bias"))}
+    write(swap(layout(state), part), tmp_path / "w")
+    with pytest.raises(UserError, match=f"w: transposed kernels: .*{part} is "):
+        read_weights(tmp_path / "w")
+
+
+def test_transposed_attention_of_google_is_an_error(tmp_path):
+    arrays = google(random_state(DIGITS), DIGITS)
+    name = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/out/kernel"
+    arrays[name] = arrays[name].transpose(2, 0, 1)
+    write_npz(arrays, tmp_path / "w")
+    with pytest.raises(UserError, match=f"transposed kernels: {name}"):
+        read_weights(tmp_path / "w")
+
+
+def test_heads_of_unusual_width(tmp_path):
+    huge = ViTConfig(5, 14, 14, 1280, 1, 16, 64)  # ViT-H: 80 features a head
+    write_torch(official(random_state(huge)), tmp_path / "huge")
+    assert config_from_weights(read_weights(tmp_path / "huge")).heads == 16
+    write_torch(official(random_state(DIGITS)), tmp_path / "w")
+    assert model_from_file(tmp_path / "w", heads=4, layer_norm_epsilon=1e-5)[0].config.layer_norm_epsilon == 1e-5
+    with pytest.raises(UserError, match="5 heads do not divide its width 64"):
+        model_from_file(tmp_path / "w", heads=5)
+
+
+def test_the_small_vit_of_paddleclas_scales_its_scores_by_768(tmp_path):
+    config = ViTConfig(3, 32, 16, 768, 8, 8, 2304, qkv_bias=False, layer_norm_epsilon=1e-5)
+    state = random_state(config)
+    write_paddle(joint(state), tmp_path / "w")
+    model, _, report = model_from_file(tmp_path / "w")
+    assert model.config == config and report.layout == "PaddleClas ViT_small" and not report.assumed
+    ours = model.blocks[3].attn
+    np.testing.assert_allclose(
+        ours.query.weight.numpy() * ours.head_dim**-0.5,
+        state["blocks.3.attn.query.weight"] * 768**-0.5,
+        rtol=1e-6,
+    )
+    np.testing.assert_array_equal(ours.key.weight.numpy(), state["blocks.3.attn.key.weight"])
+
+
+def as_bfloat16(value) -> np.ndarray:
+    return (value.view("<u4") >> 16).astype("<u2")  # the upper half of a float32
+
+
+def bfloat16_safetensors(arrays, path) -> None:
+    content = save({name: as_bfloat16(value) for name, value in arrays.items()})
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end].replace(b'"U16"', b'"BF16"')
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+
+def paddle_bfloat16(arrays, path) -> None:
+    paddle.save({name: paddle.to_tensor(value).astype("bfloat16") for name, value in arrays.items()}, str(path))
+
+
+def each(function):
+    return lambda arrays: {name: function(value) for name, value in arrays.items()}
+
+
+@pytest.mark.parametrize(
+    ("write", "layout", "relative"),
+    [
+        (lambda a, p: save_file(each(np.float16)(a), p), lambda s: turned(joint(s)), 2**-11),
+        (lambda a, p: write_torch(each(np.float16)(a), p), official, 2**-11),
+        (lambda a, p: write_torch(each(as_bfloat16)(a), p), official, 2**-7),
+        (lambda a, p: write_torch_legacy(each(as_bfloat16)(a), p), official, 2**-7),
+        (bfloat16_safetensors, lambda s: turned(joint(s)), 2**-7),
+        (paddle_bfloat16, joint, 2**-7),
+        (lambda a, p: write_paddle(each(lambda v: v.astype(">f8"))(a), p), joint, 0),
+        (lambda a, p: write_torch(each(np.float64)(a), p), official, 0),
+    ],
+)
+def test_numbers_of_other_precision_come_as_float32(write, layout, relative, tmp_path):
+    state = random_state(DIGITS)
+    write(layout(state), tmp_path / "w")
+    for name, value in read_weights(tmp_path / "w").arrays.items():
+        assert value.dtype == np.float32 and value.dtype.isnative
+        np.testing.assert_allclose(value, state[name], rtol=relative, atol=1e-7, err_msg=name)
+
+
+def torch_view(offset, shape, strides, path) -> np.ndarray:
+    """`head.bias` of a torch file in which it is a view of the storage 0, 1, ..., 11."""
+    arrays = official(random_state(DIGITS)) | {"head.bias": np.arange(12, dtype=np.float32)}
+    write_torch(arrays, path, torch_pickle(arrays, views={"head.bias": (offset, shape, strides)}))
+    return read_weights(path).arrays["head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides", "expected"),
+    [
+        (0, (3, 4), (4, 1), np.arange(12).reshape(3, 4)),
+        (0, (4, 3), (1, 4), np.arange(12).reshape(3, 4).T),
+        (5, (3,), (1,), [5, 6, 7]),
+        (1, (4,), (3,), [1, 4, 7, 10]),
+        (11, (), (), 11),
+        (4, (3,), (0,), [4, 4, 4]),
+    ],
+)
+def test_tensors_of_torch_are_views_of_their_storage(offset, shape, strides, expected, tmp_path):
+    np.testing.assert_array_equal(torch_view(offset, shape, strides, tmp_path / "w"), expected)
+
+
+@pytest.mark.parametrize(
+    ("offset", "shape", "strides"),
+    [
+        (0, (13,), (1,)),
+        (12, (), ()),
+        (6, (3, 4), (4, 1)),
+        (0, (4,), (4,)),
+        (-1, (3,), (1,)),
+        (11, (3,), (-1,)),
+        (0, (10**6, 10**6), (0, 0)),  # twelve numbers that would be 4 TB once they are copied
+    ],
+)
+def test_tensors_outside_their_storage_are_errors(offset, shape, strides, tmp_path):
+    with pytest.raises(UserError, match=r"a tensor of shape .* in a storage of 12 numbers"):
+        torch_view(offset, shape, strides, tmp_path / "w")
+
+
+def test_two_arrays_for_the_same_place_are_an_error(tmp_path):
+    arrays = official(random_state(DIGITS))
+    write_torch(arrays | {"norm.bias": arrays["transformer.encoder.encoder_norm.bias"] + 1}, tmp_path / "w")
+    with pytest.raises(UserError, match="two of its arrays are for the same place"):
+        read_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_files_of_pytorch_itself(new_format, tmp_path):
+    torch = pytest.importorskip("torch", reason="PyTorch is only a test dependency")
+    state = random_state(DIGITS)
+    tensors = {name: torch.from_numpy(value) for name, value in official(state).items()}
+    fc1 = "transformer.encoder.layer.0.ffn.fc1.weight"
+    tensors[fc1] = torch.from_numpy(official(state)[fc1].T.copy()).T  # a view with other strides
+    both = torch.stack([tensors["head.bias"] + 1, tensors["head.bias"]])
+    tensors["head.bias"] = both[1]  # a part of a larger storage
+    tensors["head.weight"] = torch.nn.Parameter(tensors["head.weight"])
+    torch.save(tensors, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    found = read_weights(tmp_path / "w").arrays
+    assert set(found) == set(state)
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, state[name], err_msg=name)
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))  # has versions and an int64 count
+    torch.save(module.state_dict(), tmp_path / "other", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UserError, match=r"a torch file, but of no known ViT layout \(it holds 0\.bias"):
+        read_weights(tmp_path / "other")
 
 
 def test_own_files_are_read_by_paddle_itself(tmp_path):
@@ -107,13 +283,6 @@ def test_own_files_are_read_by_paddle_itself(tmp_path):
     np.testing.assert_array_equal(target.head.weight.numpy(), source.head.weight.numpy())
 
 
-def test_the_network_is_read_from_the_file(tmp_path):
-    source = random_model("ViT-Ti_16", 100, 48, depth=2)
-    save_file(as_timm(source), tmp_path / "w")
-    config = config_from_weights(read_weights(tmp_path / "w"))
-    assert config == source.config
-
-
 def test_position_embedding_is_resized_as_the_official_code_does():
     rng = np.random.default_rng(0)
     for old, new in ((14, 24), (14, 4), (7, 7), (4, 14), (2, 3)):
@@ -124,55 +293,294 @@ def test_position_embedding_is_resized_as_the_official_code_does():
         np.testing.assert_array_equal(found[0, 0], embedding[0, 0])
 
 
-def test_a_head_of_other_classes_is_replaced_in_training_and_refused_in_evaluation(tmp_path):
-    path = tmp_path / "w"
-    save_weights(path, random_model(classes=1000), {})
+@pytest.mark.parametrize("layout", WRITERS)
+def test_a_head_of_other_classes_is_replaced_in_training_and_refused_in_evaluation(layout, tmp_path):
+    config = model_config("ViT-digits", 1000, 8)
+    WRITERS[layout][1](random_state(config), config, tmp_path / "w")
     target = build_model("ViT-digits", 10, 8)
     with pytest.raises(UserError, match=r"head\.weight is \(64, 1000\) instead of \(64, 10\)"):
-        load_weights(target, read_weights(path), replace_head=False)
-    report = load_weights(target, read_weights(path), replace_head=True)
-    assert report.replaced == ["head.weight", "head.bias"]
+        load_weights(target, read_weights(tmp_path / "w"), replace_head=False)
+    report = load_weights(target, read_weights(tmp_path / "w"), replace_head=True)
+    assert report.replaced == ["head.weight", "head.bias"] and report.copied == len(state_shapes(config)) - 2
     assert not target.head.weight.numpy().any()  # fresh
 
 
-def test_nothing_is_loaded_when_anything_does_not_fit(tmp_path):
-    arrays = as_timm(random_model())
-    del arrays["blocks.1.norm1.bias"]
-    arrays["blocks.2.surplus"] = np.zeros(3, np.float32)
-    save_file(arrays, tmp_path / "w")
+@pytest.mark.parametrize("replace_head", [True, False])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_nothing_is_loaded_when_anything_does_not_fit(layout, replace_head, tmp_path):
+    config = model_config("ViT-digits", 10, 8, depth=5)
+    WRITERS[layout][1](random_state(config), config, tmp_path / "w")
+    weights = read_weights(tmp_path / "w")
+    weights.arrays["blocks.1.norm1.odd"] = weights.arrays.pop("blocks.1.norm1.bias")
     target = random_model(seed=1)
     before = target.norm.weight.numpy()
-    with pytest.raises(UserError, match=r"missing blocks\.1\.norm1\.bias; unexpected blocks\.2\.surplus"):
-        load_weights(target, read_weights(tmp_path / "w"), replace_head=True)
+    with pytest.raises(UserError, match=r"missing blocks\.1\.norm1\.bias; unexpected .* and \d+ more$") as caught:
+        load_weights(target, weights, replace_head=replace_head)
+    assert str(caught.value).count("unexpected blocks.4.") == 3  # four problems are named, the others counted
     np.testing.assert_array_equal(target.norm.weight.numpy(), before)
 
 
-def test_names_without_a_place_are_reported(tmp_path):
-    arrays = as_google(random_model()) | {"pre_logits/kernel": np.zeros((64, 64), np.float32)}
-    np.savez(tmp_path / "w.npz", **arrays)
-    report = load_weights(random_model(seed=1), read_weights(tmp_path / "w.npz"), replace_head=True)
-    assert report.left_out == ["pre_logits/kernel"]
+@pytest.mark.parametrize(
+    ("layout", "write", "surplus"),
+    [
+        (lambda s: google(s, DIGITS), write_npz, "conv_root/kernel"),  # the hybrid with a ResNet below
+        (lambda s: turned(joint(s)), save_file, "blocks.0.ls1.gamma"),  # a network with more in each block
+        (official, write_torch, "transformer.encoder.layer.0.attn.query.scale"),
+    ],
+)
+def test_arrays_of_another_network_are_unexpected(layout, write, surplus, tmp_path):
+    write(layout(random_state(DIGITS)) | {surplus: np.ones(64, np.float32)}, tmp_path / "w")
+    with pytest.raises(UserError, match="unexpected "):
+        load_weights(random_model(), read_weights(tmp_path / "w"), replace_head=True)
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("layout", "write", "names"),
     [
-        (b"", "is empty"),
-        (b"hello, this is text\n", "no weight file that is known"),
-        (b"PK\x03\x04 and then nothing of a zip", "not a readable .npz"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{and no header}", "not a readable .safetensors"),
-        (b"\xff\xff\xff\xff\x00\x00\x00\x00{}", "not a readable .safetensors"),  # a header of 4 GB
-        (pickle.dumps([1, 2]), "holds a list"),
-        (pickle.dumps({"a": {}}), "entry 'a' is a dict"),
-        (pickle.dumps({"a": np.array([1.0, np.nan])}), "a holds values that are not finite"),
-        (pickle.dumps({"a": np.arange(500.0)})[:-100], "not a readable pickle"),
+        (lambda s: google(s, DIGITS), write_npz, ["pre_logits/bias", "pre_logits/kernel"]),
+        (lambda s: turned(joint(s)), save_file, ["pre_logits.fc.bias", "pre_logits.fc.weight"]),
+        (hugging_face, save_file, ["vit.pooler.dense.bias", "vit.pooler.dense.weight"]),
     ],
 )
-def test_bad_files_are_named_with_the_reason(content, reason, tmp_path):
+def test_a_layer_before_the_head_goes_with_the_head_and_cannot_be_evaluated(layout, write, names, tmp_path):
+    surplus = {names[0]: np.ones(64, np.float32), names[1]: np.ones((64, 64), np.float32)}
+    write(layout(random_state(DIGITS)) | surplus, tmp_path / "w")
+    report = load_weights(random_model(seed=1), read_weights(tmp_path / "w"), replace_head=True)
+    assert sorted(report.left_out) == names and report.replaced == ["head.weight", "head.bias"]
+    assert f"left out: {', '.join(report.left_out)}" in str(report)
+    with pytest.raises(UserError, match=f"its head belongs behind ({'|'.join(names)}), which this network has not"):
+        model_from_file(tmp_path / "w")
+
+
+def test_a_file_without_a_head_starts_training_and_cannot_be_evaluated(tmp_path):
+    state = {k: v for k, v in random_state(DIGITS).items() if not k.startswith("head.")}
+    save_file(hugging_face(state), tmp_path / "w")
+    report = load_weights(random_model(), read_weights(tmp_path / "w"), replace_head=True)
+    assert report.replaced == ["head.weight", "head.bias"]
+    with pytest.raises(UserError, match=r"not a whole ViT with a head \('head\.bias'\)"):
+        model_from_file(tmp_path / "w")
+
+
+# ---- bad input
+
+
+def npz_that_claims(shape) -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("head/bias.npy", header.getvalue() + bytes(40))
+    return out.getvalue()
+
+
+def zip_bomb() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("head/bias.npy", bytes(2**28))
+    return out.getvalue()
+
+
+def written(write, *arguments) -> bytes:
+    """What `write(*arguments, path)` puts into a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(*arguments, Path(folder) / "w")
+        return (Path(folder) / "w").read_bytes()
+
+
+def nan_in(arrays) -> dict:
+    name = next(iter(arrays))
+    return arrays | {name: np.full_like(arrays[name], math.nan)}
+
+
+def header_of_safetensors(entries: str) -> bytes:
+    return len(entries).to_bytes(8, "little") + entries.encode() + bytes(16)
+
+
+class Empty:
+    """Pickles as a call of NumPy's own constructor of arrays of any shape."""
+
+    def __reduce__(self):
+        return np.array(0).__reduce__()[0], (np.ndarray, (10**9,), b"d")
+
+
+STATE = random_state(DIGITS)
+RESNET = {"conv1.weight": np.ones((4, 3, 7, 7), np.float32), "layer1.0.bn1.num_batches_tracked": np.array(3)}
+BIN, NPZ, SAFE = written(write_torch, official(STATE)), written(write_npz, google(STATE, DIGITS)), save(joint(STATE))
+OLD_BIN, PADDLE = written(write_torch_legacy, official(STATE)), written(write_paddle, joint(STATE))
+HEAD_BIAS = STATE["head.bias"].tobytes()  # behind its count, 10, in an old file
+BAD = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello, this is text\n", "no weight file that is known"),
+    "html": (b"<!DOCTYPE html><html><body>404</body></html>", "no weight file that is known"),
+    "zip cut": (b"PK\x03\x04 and then nothing of a zip", "not a readable .npz"),
+    "npz cut": (NPZ[: len(NPZ) // 2], "not a readable .npz"),
+    "npz damaged": (NPZ[:5000] + b"damage" + NPZ[5006:], "not a readable .npz"),
+    "npz with a huge shape": (npz_that_claims((10**6, 10**6)), r"claims the shape \(1000000, 1000000\)"),
+    "npz with 1 GB": (npz_that_claims((2**28,)), r"claims the shape \(268435456,\)"),
+    "npz with a negative shape": (npz_that_claims((-2, -5)), r"claims the shape \(-2, -5\)"),
+    "zip bomb": (zip_bomb(), "claims 268 MB of arrays in a file of 0.26 MB; refused"),
+    "zip of text": (written(lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x")), "not a readable .npz"),
+    "safetensors cut": (SAFE[:-1000], "not a readable .safetensors"),
+    "safetensors without header": (b"\x10\0\0\0\0\0\0\0{and no header}", "not a readable .safetensors"),
+    "safetensors of 4 GB": (b"\xff\xff\xff\xff\0\0\0\0{}", "not a readable .safetensors"),
+    "safetensors with a huge shape": (
+        header_of_safetensors('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,16]}}'),
+        "not a readable .safetensors",
+    ),
+    "safetensors of 8 bits": (
+        header_of_safetensors('{"a":{"dtype":"F8_E4M3","shape":[16],"data_offsets":[0,16]}}'),
+        "a is of type F8_E4M3",
+    ),
+    "pickle of a list": (pickle.dumps([1, 2]), "holds a list"),
+    "nested table": (pickle.dumps({"model": {}}), "entry 'model' is of type dict"),
+    "texts": (pickle.dumps({"a": np.array(["x"])}), "refused, it holds an array of 'U1'"),
+    "a number for a name": (pickle.dumps({5: np.ones(1)}), "entry called 5"),
+    "a name of two lines": (pickle.dumps({"a\nb": np.ones(1)}), r"entry called 'a\\nb'"),
+    "pickle cut": (PADDLE[: len(PADDLE) // 2], "not a readable pickle"),
+    "pickle with a huge array": (pickle.dumps({"a": Empty()}), "entry 'a'|not a readable pickle|of no known"),
+    "pickle with a huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "of no known ViT layout"),
+    "one array under many names": (
+        pickle.dumps(dict.fromkeys(map(str, range(9999)), np.ones(9999, np.float16))),
+        "claims 400 MB of arrays",
+    ),
+    "bin cut": (BIN[: len(BIN) // 2], "not a readable .npz or PyTorch file"),
+    "old bin cut": (OLD_BIN[:-1000], "not a readable PyTorch file .*not whole"),
+    "old bin with another count": (
+        OLD_BIN.replace(b"\x0a" + bytes(7) + HEAD_BIAS, b"\x09" + bytes(7) + HEAD_BIAS),
+        "storage .* is not whole",
+    ),
+    "old bin cut early": (OLD_BIN[:700], "not a readable pickle"),
+    "bin with another storage": (
+        written(lambda p: write_torch({"a": np.ones(4)}, p, torch_pickle({"a": np.ones(5)}))),
+        "storage 0 has 32 bytes instead of 40",
+    ),
+    "bin of another machine": (BIN.replace(b"little", b"big   "), "not a readable"),
+    "nan safetensors": (save(nan_in(turned(joint(STATE)))), "cls_token holds values that are not finite"),
+    "nan pdparams": (written(write_paddle, nan_in(joint(STATE))), "cls_token holds values that are not finite"),
+    "nan bin": (written(write_torch, nan_in(official(STATE))), "cls_token holds values that are not finite"),
+    "nan npz": (written(write_npz, nan_in(google(STATE, DIGITS))), "cls holds values that are not finite"),
+    "too large for float32": (pickle.dumps({"a": np.array([1e300])}), "a holds values that are not finite"),
+    "resnet safetensors": (save(RESNET), r"no known ViT layout \(it holds conv1\.weight"),
+    "resnet pdparams": (written(write_paddle, RESNET), r"no known ViT layout \(it holds conv1\.weight"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_with_the_reason(case, tmp_path):
+    content, reason = BAD[case]
     path = tmp_path / "some.file"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"^{path}: .*{reason}"):
+    tracemalloc.start()  # NumPy reports what it reserves, touched or not
+    try:
+        with pytest.raises(UserError, match=f"^{path}: .*({reason})") as caught:
+            read_weights(path)
+        assert tracemalloc.get_traced_memory()[1] < 30 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_shapes_that_would_make_a_huge_network_are_refused_before_it_is_made(layout, tmp_path):
+    state = random_state(DIGITS)
+    for i in range(4, 300):
+        state[f"blocks.{i}.norm1.weight"] = state["norm.weight"]
+    state["blocks.0.mlp.fc1.bias"] = np.zeros(10**6, np.float32)
+    state["head.bias"] = np.zeros(10**6, np.float32)
+    config = model_config("ViT-digits", 10, 8, depth=4)
+    WRITERS[layout][1](state, config, tmp_path / "w")
+    with pytest.raises(UserError, match="does not fit this network"):
+        model_from_file(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"pos_embed": np.ones((1, 18, 64), np.float32)}, "18 tokens|not a whole|does not fit"),
+        ({"pos_embed": np.ones(5, np.float32)}, "not a whole ViT"),
+        ({"pos_embed": np.ones((1, 1, 64), np.float32)}, "image_size 0"),
+        ({"pos_embed": np.ones((2, 17, 64), np.float32)}, r"pos_embed is \(2, 17, 64\) instead of \(1, 17, 64\)"),
+        ({"head.bias": np.ones((), np.float32)}, "not a whole ViT"),
+        ({"patch_embed.proj.weight": np.ones((64, 4, 2, 2), np.float32)}, r"is \(64, 4, 2, 2\) instead of"),
+        ({"patch_embed.proj.weight": np.ones((64, 3, 0, 0), np.float32)}, "must be 1 or more"),
+        ({"patch_embed.proj.weight": np.ones((0, 3, 2, 2), np.float32)}, "must be 1 or more"),
+        ({"norm.bias": np.ones(64, np.int64)}, "norm.bias is int64"),
+        ({"blocks.3.norm1.weight": None}, "unexpected blocks.3"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_odd_shapes_are_errors(change, reason, tmp_path):
+    state = {k: v for k, v in (random_state(DIGITS) | change).items() if v is not None}
+    (tmp_path / "w").write_bytes(pickle.dumps(state))
+    with pytest.raises(UserError, match=f"w: .*({reason})"):
+        model_from_file(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[]", "5", "{", "[" * 100_000, '{"recipe": 5}', '{"network": 5}', '{"network": {"heads": "x"}}',
+        '{"network": {"heads": true}}', '{"network": {"heads": 0}}', '{"network": {"heads": -4}}',
+        '{"network": {"heads": 1.5}}', '{"network": {"heads": 7}}', '{"network": {"depth": null}}',
+        '{"network": {"layer_norm_epsilon": NaN}}', '{"network": {"layer_norm_epsilon": -1}}',
+        '{"network": {"dropout": 1}}', '{"network": {"qkv_bias": 1}}', '{"network": {"made_up": 1}}',
+        '{"network": {"dropout": 1e999}}', '{"network": {"heads": %s}}' % ("9" * 5000),
+    ],
+)  # fmt: skip
+def test_odd_metadata_is_an_error(metadata, tmp_path):
+    (tmp_path / "w").write_bytes(pickle.dumps({**random_state(DIGITS), METADATA: metadata}))
+    with pytest.raises(UserError, match=f"^{tmp_path / 'w'}: .*(describe a run|heads|epsilon|dropout)") as caught:
+        model_from_file(tmp_path / "w")
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
+
+
+# ---- malicious files
+
+
+class Evil:
+    def __init__(self, call, *arguments):
+        self.reduced = (call, arguments)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def in_persistent_id(value) -> bytes:
+    """A pickle whose persistent id, as torch has them, holds `value`."""
+    return b"\x80\x02}" + b"X\x01\0\0\0a(X\x07\0\0\0storage" + pickle.dumps(value, 2)[2:-1] + b"tQs."
+
+
+@pytest.mark.parametrize(
+    ("evil", "named"),
+    [
+        (lambda witness: Evil(os.system, f"touch {witness}"), "posix.system"),
+        (lambda witness: Evil(eval, f"open({str(witness)!r}, 'w')"), "eval"),
+        (lambda witness: Evil(getattr, Evil(__import__, "os"), "system"), "getattr"),
+        (lambda witness: Evil(np.save, str(witness), np.ones(1)), "numpy.save|numpy.lib"),
+        (lambda witness: [{"deep": (Evil(exec, f"open({str(witness)!r}, 'w')"),)}], "exec"),
+    ],
+)
+@pytest.mark.parametrize("place", ["pdparams", "bin", "old bin", "persistent id of bin", "persistent id of pdparams"])
+def test_malicious_files_are_refused_by_name_and_nothing_runs(place, evil, named, tmp_path):
+    witness, path = tmp_path / "ran", tmp_path / "w"
+    value = evil(witness)
+    bad = in_persistent_id(value) if "persistent" in place else pickle.dumps({"head.bias": value}, 2)
+    if place.endswith("pdparams"):
+        path.write_bytes(bad)
+    elif place == "old bin":
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001)) + bad)
+    else:
+        write_torch({}, path, bad)
+    with pytest.raises(UserError, match=rf"^{path}: refused, it asks for \S*({named})\S*, which is code"):
         read_weights(path)
+    assert not witness.exists()
+
+
+def test_pickles_inside_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.array([Evil(os.system, f"touch {tmp_path / 'ran'}")], dtype=object))
+    with pytest.raises(UserError, match=r"a\.npy holds pickled objects"):
+        read_weights(tmp_path / "w.npz")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_folders_and_missing_files(tmp_path):
@@ -180,6 +588,9 @@ def test_folders_and_missing_files(tmp_path):
         read_weights(tmp_path)
     with pytest.raises(UserError, match="No such file"):
         read_weights(tmp_path / "none")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is a device or a pipe"):
+        read_weights(tmp_path / "pipe")
 
 
 def test_the_real_vit_ti16_file(vit_ti16_file):
