@@ -2,6 +2,7 @@
 # Evaluate weights: a checkpoint of run_train.sh, or a downloaded file. Start it from the project root:
 # relative paths are taken from there.
 #
+#     bash run_eval.sh                              the digits weights that lie in checkpoints/
 #     bash run_eval.sh WEIGHTS [--option value ...]
 #     bash run_eval.sh --help                       options and file types
 #

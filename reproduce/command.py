@@ -7,6 +7,11 @@ import paddle
 
 from common.errors import UserError, near
 
+WEIGHTS_HELP = (
+    "a weight file of a ViT: this project's or Paddle's .pdparams, .safetensors of timm or Hugging Face, "
+    "Google's .npz, the official code's .bin"
+)
+
 
 def run_command(main) -> None:
     """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""

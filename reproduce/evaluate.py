@@ -1,6 +1,7 @@
 """Exact accuracy of a network on a split. Training and `run_eval.sh` both call `evaluate`.
 
-    bash run_eval.sh checkpoints/digits-seed42/best.pdparams
+    bash run_eval.sh                                             the digits weights in checkpoints/
+    bash run_eval.sh checkpoints/digits-seed42/best.pdparams     your own, or a downloaded file
 
 prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
 """
@@ -19,8 +20,10 @@ from common.atomic import atomic_write
 from common.errors import UserError
 from data import CLASSES, load_dataset
 from models.pretrained import model_from_file
-from reproduce.command import choose_device, parse, run_command, say
+from reproduce import ROOT
+from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
 
+RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
 
 
@@ -119,8 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Image size, classes and network come from the weights; data set and split from the run that made "
         "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
     )  # fmt: skip
-    parser.add_argument("weights", help="a weight file of a ViT: this project's or Paddle's .pdparams, "
-                        ".safetensors of timm or Hugging Face, Google's .npz, the official code's .bin")  # fmt: skip
+    parser.add_argument("weights", nargs="?", default=str(RELEASED), help=f"{WEIGHTS_HELP}; default: the digits "
+                        "weights that this project releases")  # fmt: skip
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")

@@ -24,7 +24,7 @@ from common.atomic import flush_to_disk
 from common.errors import UserError
 from models.pretrained import model_from_file
 from reproduce import ROOT
-from reproduce.command import choose_device, parse, run_command, say
+from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
 from reproduce.predict import class_names, say_classes
 
 _FILES = ("inference.json", "inference.pdiparams", "description.json")
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "writes served/inference.json and .pdiparams (paddle.inference.Config takes these two) and "
         "served/description.json: image size, normalisation, class names, SHA-256 of the weights.",
     )  # fmt: skip
-    parser.add_argument("weights", help=".pdparams of this project, timm .safetensors or Google .npz")
+    parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("--output", metavar="FOLDER", help="default: checkpoints/exported/ and the run's name")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export of that name")
     parser.add_argument("--class_names", metavar="FILE", help="as for reproduce.predict: one name a line")

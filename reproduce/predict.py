@@ -21,7 +21,7 @@ from data import CLASSES, dataset_files, load_dataset
 from data.image_files import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
 from models.pretrained import Weights, model_from_file
-from reproduce.command import choose_device, parse, run_command, say
+from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
 
 _TOP = 5
 
@@ -61,7 +61,7 @@ def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[li
         names, origin = _read_names(names_file), str(names_file)
     elif "class_names" in weights.metadata:
         names, origin = weights.metadata["class_names"], str(weights.path)
-    elif dataset in CLASSES and all(Path(folder).is_dir() for folder in dataset_files(dataset)):
+    elif dataset in list(CLASSES) and all(Path(folder).is_dir() for folder in dataset_files(dataset)):
         names, origin = load_dataset(dataset).class_names, f"the data set {dataset}"
     elif dataset:
         return None, f"{dataset} is not on this disk"
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "prints five lines for seven.png and for each image file in scans/. A picture that cannot be read is named, "
         "the others are still done, and the exit code is 2.",
     )  # fmt: skip
-    parser.add_argument("weights", help=".pdparams of this project, timm .safetensors or Google .npz")
+    parser.add_argument("weights", help=WEIGHTS_HELP)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
     parser.add_argument("--top", type=int, help=f"classes shown for each picture (default {_TOP})")
     parser.add_argument("--class_names", metavar="FILE",
