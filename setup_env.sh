@@ -4,7 +4,7 @@
 #     source setup_env.sh run     # what training, evaluation and the board need: requirements.txt
 #     source setup_env.sh dev     # that and the test tools: requirements-dev.txt
 #
-# Needs Python 3.10, 3.11 or 3.12. The first start takes about 2 minutes (1.4 GB on disk); later ones call no
+# Needs Python 3.10, 3.11 or 3.12. The first start takes about 2 minutes (1.4 GB on disk, 2.2 GB with the test tools); later ones call no
 # pip. What was cut short is made again by the next start, two starts at the same time wait for each other,
 # and changed requirements rebuild .venv. A failure is one line (pip's output above it), exit code 2.
 #

@@ -40,11 +40,12 @@ def read_arrays(path) -> tuple[str, dict[str, np.ndarray], dict[str, str]]:
     elif start == LEGACY_START:
         with _damage_reported(path, "PyTorch file"):
             container, entries = "torch", read_legacy(path)
-    elif start[:1] == b"\x80":
-        container, entries = "pdparams", _read_pdparams(path)
-    elif start[8:9] == b"{":
+    # 8 bytes of header length, then JSON. A length of 128 modulo 256 begins like a pickle, but its upper half is 0.
+    elif start[8:9] == b"{" and (start[4:8] == bytes(4) or start[:1] != b"\x80"):
         with _damage_reported(path, ".safetensors"):
             container, entries = "safetensors", _read_safetensors(path)
+    elif start[:1] == b"\x80":
+        container, entries = "pdparams", _read_pdparams(path)
     else:
         raise UserError(f"{path}: no weight file that is known here (.npz, .pdparams, .safetensors, PyTorch's .bin)")
     if not isinstance(entries, dict):

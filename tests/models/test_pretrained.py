@@ -603,3 +603,14 @@ def test_the_real_vit_ti16_file(vit_ti16_file):
         "head.weight",
         "head.bias",
     ]
+
+
+def test_a_safetensors_header_of_any_length_is_recognised(tmp_path):
+    """A length of 128 modulo 256 begins with the byte that begins a pickle."""
+    arrays, begins = turned(joint(random_state(DIGITS))), set()
+    for padding in range(0, 256, 8):  # the writer rounds the header to 8 bytes
+        path = tmp_path / f"{padding}"
+        save_file(arrays, path, metadata={"note": "x" * (padding + 1)})
+        begins.add(path.read_bytes()[0])
+        assert read_weights(path).layout == "timm"
+    assert 0x80 in begins

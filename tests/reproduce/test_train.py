@@ -18,7 +18,7 @@ from PIL import Image
 from visualdl import LogReader
 
 from data import load_dataset
-from models import build_model
+from models import build_model, model_config
 from models.pretrained import read_weights
 from reproduce import ROOT, train
 from reproduce.recipes import get_recipe
@@ -183,9 +183,10 @@ def test_default_recipe_without_a_gpu_is_digits_and_says_so(command):
 def test_one_real_update_of_the_headline_on_the_cpu(command, tmp_path, cifar100_folder):
     """ViT-B/16 at 384 px from a fabricated file in Google's layout, on real CIFAR-100 images."""
     sys.path.insert(0, str(ROOT / "tests" / "models"))
-    from test_pretrained import as_google
+    from weight_files import google, random_state
 
-    np.savez(tmp_path / "ViT-B_16.npz", **as_google(build_model("ViT-B_16", 21_843, 224)))
+    config = model_config("ViT-B_16", 21_843, 224)
+    np.savez(tmp_path / "ViT-B_16.npz", **google(random_state(config), config))
     done = command(
         "reproduce.train", "cifar100_vit_b16_rdrop", "--num_steps", 1, "--batch_size", 2, "--eval_every", 0,
         "--data_dir", cifar100_folder, "--pretrained", tmp_path / "ViT-B_16.npz", "--run", "one",
