@@ -14,7 +14,7 @@ def atomic_write(path, mode: str = "wb"):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial")  # one name, so that what a kill leaves is written over
     try:
         with open(partial, mode) as file:
             yield file

@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import signal
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def _decode_ahead(jobs, workers: int):
 @functools.lru_cache(maxsize=1)
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: a forked copy of a process with Paddle's threads may hang. One pool serves all splits of a run.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    # Ctrl-C is for the main process alone, which then ends them.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def _decode(paths, labels, draws, image_size: int, augmentation):

@@ -88,13 +88,20 @@ def save(folder: Path, state: State) -> Path:
 
 
 def load_latest(folder: Path) -> State | None:
-    """The newest undamaged state of `folder`, None when there is none. A damaged file is named on stderr."""
-    for path in reversed(_files(folder)):
+    """The newest undamaged state of `folder`, None when there is none yet.
+
+    A damaged file is named on stderr and the one before is used. Raises UserError when all are damaged.
+    """
+    paths = _files(folder)
+    for path in reversed(paths):
         content = path.read_bytes()
         digest, payload = content[:32], content[32:]
         if hashlib.sha256(payload).digest() == digest:
             return State(**load_pickle(io.BytesIO(payload), str(path)))
-        print(f"warning: {path} is damaged (its checksum does not match); using the one before", file=sys.stderr)
+        print(f"warning: {path} is damaged (its checksum does not match)", file=sys.stderr)
+    if paths:
+        raise UserError(f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in paths)}); say "
+                        "--restart to set the run aside and start over")  # fmt: skip
     return None
 
 
@@ -108,9 +115,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"step_*{_SUFFIX}"))
 
 
-def check_same_meaning(state: State, meaning: dict, folder: Path) -> None:
-    """Raise UserError naming the fields in which a run that exists differs from the one asked for."""
-    changed = [f"{k} {state.meaning.get(k)!r} -> {v!r}" for k, v in meaning.items() if state.meaning.get(k) != v]
+def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
+    """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
+    changed = [f"{k} {existing.get(k)!r} -> {v!r}" for k, v in meaning.items() if existing.get(k) != v]
     if changed:
         raise UserError(
             f"{folder}: holds a run with other settings ({'; '.join(changed)}); choose another --run NAME, "

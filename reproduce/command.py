@@ -1,6 +1,7 @@
 """What every command shares: errors that users can read, and the choice of the device."""
 
 import argparse
+import os
 import sys
 
 import paddle
@@ -19,6 +20,11 @@ def run_command(main) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except MemoryError:
+        sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

@@ -150,8 +150,9 @@ def main(argv=None) -> None:
     config = model.config
     recipe = _recipe_of(weights)
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
-    choice = {k: recipe.get(k, 0) for k in ("train_per_class", "validation_per_class", "split_seed")}
-    if options.split != "test" and not recipe:
+    own = dataset == recipe.get("dataset")
+    choice = {k: recipe.get(k, 0) if own else 0 for k in ("train_per_class", "validation_per_class", "split_seed")}
+    if options.split != "test" and not own:
         raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
     data = load_dataset(dataset, options.data_dir, **choice)
     if len(data.class_names) != config.num_classes:
@@ -159,6 +160,9 @@ def main(argv=None) -> None:
             f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {len(data.class_names)}; "
             "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
         )
+    if weights.metadata.get("class_names", data.class_names) != data.class_names:
+        raise UserError(f"{weights.path}: its classes are others than those of {dataset} {options.data_dir}; evaluate "
+                        "it on the data set that it was trained on")  # fmt: skip
     split = getattr(data, options.split)
     say("weights", f"{weights.path}: {report}")
     say("network", f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "

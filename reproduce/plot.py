@@ -17,14 +17,14 @@ _BLUE, _ORANGE, _GREEN, _BLACK = "#0072B2", "#D55E00", "#009E73", "#000000"
 
 def draw_run(logs: Path, picture: Path) -> Path:
     """Draw loss and its parts, accuracy and learning rate of the run in `logs`; returns `picture`."""
-    table = pd.DataFrame(read_metrics(logs)).groupby("step").first()
+    table = pd.DataFrame(read_metrics(logs) or [{"step": 0}]).groupby("step").first()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     figure.suptitle(logs.name)
 
     left.set_title("Training loss")
     _curve(left, table, "train/loss", "loss", _BLACK)
     _curve(left, table, "train/cross_entropy", "cross-entropy, mean of the views", _BLUE)
-    if table["train/kl"].max() > 0:
+    if "train/kl" in table and table["train/kl"].max() > 0:
         _curve(left, table, "train/kl", "KL, mean of both directions", _ORANGE)
     left.set_ylabel("nats")
 
@@ -42,7 +42,8 @@ def draw_run(logs: Path, picture: Path) -> Path:
         axes.set_xlabel("update")
         axes.grid(alpha=0.3)
     for axes in (left, middle):
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
     plt.close(figure)

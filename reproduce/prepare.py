@@ -7,15 +7,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import paddle
+
 from common.errors import UserError
 from data.download import fetch
 from models import model_config
 from models.pretrained import PRETRAINED_URLS
-from reproduce import ROOT, plan, plot
+from reproduce import ROOT, checkpoint, plan, plot
 from reproduce.command import choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
+_NO_RUNS = ("evidence", "alignment", "pretrained", "exported")  # folders of logs/ and checkpoints/ that hold others
 _SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
 
 
@@ -38,12 +41,14 @@ def prepare(description: str) -> Job:
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
-    if Path(job.run).is_absolute() or ".." in Path(job.run).parts:
-        raise UserError(f"--run {job.run}: must be a name, or a path below logs/ without '..'")
+    parts = Path(job.run).parts
+    if not parts or Path(job.run).is_absolute() or ".." in parts or job.run in _NO_RUNS:
+        raise UserError(f"--run {job.run}: must be a name, or a path below logs/ without '..', and not one of "
+                        f"{', '.join(_NO_RUNS)}")  # fmt: skip
     chosen = ""
     if not options.recipe:
         chosen = " (chosen because " + (
-            "a GPU is present)" if has_gpu() else f"no GPU is present; {HEADLINE} needs one)"
+            "a GPU is present)" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one)"
         )
     say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
     if changes:
@@ -52,6 +57,10 @@ def prepare(description: str) -> Job:
     if recipe.precision != "fp32" and device == "cpu":
         raise UserError(f"--precision {recipe.precision}: Paddle's CPU build has no {recipe.precision} matrix product; "
                         "use --precision fp32 or a GPU")  # fmt: skip
+    supported = {"bf16": paddle.amp.is_bfloat16_supported, "fp16": paddle.amp.is_float16_supported}
+    if recipe.precision in supported and not supported[recipe.precision]():
+        raise UserError(f"--precision {recipe.precision}: this GPU cannot compute in it, and Paddle would take fp32 "
+                        "without a word; use --precision fp32")  # fmt: skip
     say("device", f"{device}, {recipe.precision}" + ("" if recipe.device != "auto" else " (auto)"))
     config = model_config(
         recipe.model,
@@ -90,7 +99,10 @@ def finish(job: Job) -> None:
         say("last", f"step {last['step']:,}: test {describe(last['test'])}")
     else:
         say("last", f"step {last['step']:,}, not evaluated (--eval_every 0)")
-    say("evidence", f"{_shown(job.out / 'logs' / job.run)}/ (run.json, metrics.jsonl, predictions.npz)")
+    say(
+        "evidence",
+        f"{_shown(job.out / 'logs' / job.run)}/ (run.json, metrics.jsonl{', predictions.npz' if best else ''})",
+    )
     say("curves", _shown(picture))
     say(
         "evaluate",
@@ -160,7 +172,7 @@ def _fetch_pretrained(path: Path) -> None:
     if path.exists():
         return
     url = PRETRAINED_URLS.get(path.name)
-    if url is None:
+    if url is None or path.resolve().parent != ROOT / "checkpoints" / "pretrained":  # elsewhere it is a slip
         raise UserError(f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)")
     fetch(url, path)
 
@@ -169,12 +181,15 @@ def _result_of_finished(job: Job) -> dict | None:
     """The result of a run of the same name and meaning that went to its end, None otherwise."""
     header_file = job.out / "logs" / job.run / "run.json"
     weights = job.out / "checkpoints" / job.run / "last.pdparams"
-    if not (header_file.exists() and weights.exists()):
+    if not header_file.exists():
         return None
     header = json.loads(header_file.read_text())
-    meaning = job.recipe.meaning()
-    if not header.get("finished") or any(header["recipe"].get(k) != v for k, v in meaning.items()):
+    checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
+    if not header["finished"]:
         return None
+    if not weights.exists():
+        raise UserError(f"{header_file.parent}: holds the record of a finished run whose weights are not here; say "
+                        "--restart to set it aside and train again, or choose another --run NAME")  # fmt: skip
     say("finished", "this run was trained before; its result stands below (--restart trains it again)")
     return header["result"]
 

@@ -75,7 +75,7 @@ class Recipe:
     device: str = setting("auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True)
     workers: int = setting(4, "processes that decode image files; 0 = none", hardware=True)
     data_dir: str = setting("", "folder with the data; '' = data/downloads", hardware=True)
-    save_every: int = setting(500, "updates between two resumable checkpoints", hardware=True)
+    save_every: int = setting(100, "updates between two resumable checkpoints", hardware=True)
     log_every: int = setting(10, "updates between two training records", hardware=True)
 
     @property

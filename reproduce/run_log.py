@@ -28,6 +28,10 @@ class RunLog:
 
     def __init__(self, folder: Path, header: dict, first_step: int, hyper_parameters: dict):
         folder.mkdir(parents=True, exist_ok=True)
+        if first_step and (folder / "run.json").exists():  # a continued run: what it was started with stays on record
+            earlier = json.loads((folder / "run.json").read_text())
+            start = {key: earlier[key] for key in ("machine", "continued_after_step")}
+            header["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
         self.folder, self.header = folder, header
         self._metrics = folder / "metrics.jsonl"
         rows = [row for row in read_metrics(folder) if row["step"] <= first_step] if first_step else []
@@ -88,11 +92,12 @@ def machine() -> dict:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "packages": versions,
         "processor": _processor(),

@@ -47,7 +47,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     logs, saved = out / "logs" / run, out / "checkpoints" / run
     state = checkpoint.load_latest(saved)
     if state is not None:
-        checkpoint.check_same_meaning(state, recipe.meaning(), saved)
+        checkpoint.check_same_meaning(state.meaning, recipe.meaning(), saved)
 
     # 1. Data, network, optimizer.
     data = load_dataset(
@@ -61,6 +61,9 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     say("data", f"{recipe.dataset}, {sizes}")
     if recipe.batch_size > len(data.train):
         say("note", f"a batch of {recipe.batch_size} is larger than the {len(data.train)} training images")
+    if recipe.warmup_steps >= recipe.num_steps:
+        say("note", f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}: the rate stays "
+                    f"below {recipe.learning_rate}")  # fmt: skip
     paddle.seed(network_seed(recipe.seed))
     model = build_model(
         recipe.model,
@@ -82,7 +85,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     done, best = 0, {}
     if state is not None:
         checkpoint.restore(state, model, optimizer, scaler)
-        done, best = state.step, state.best
+        done, best, state = state.step, state.best, None  # frees the copy
         say("resume", f"{saved}: continues after step {done:,} of {recipe.num_steps:,} (--restart starts over)")
 
     # 2. The record of the run.
@@ -91,11 +94,15 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     log = RunLog(logs, header, done, recipe.meaning())
     provenance["class_names"] = data.class_names
 
+    if best and best["step"] == done:  # stopped between the state and these weights, perhaps
+        save_weights(saved / "best.pdparams", model, {**provenance, "step": done})
+
     # 3. The updates.
     batches = data.train.stream(
         requests(recipe, len(data.train), done + 1), recipe.image_size, augmentation(recipe), recipe.workers
     )
     window, seconds = [], 0.0
+    remedy = "Lower --learning_rate or --alpha, or check the pretrained weights"
     model.train()
     with tqdm(
         total=recipe.num_steps,
@@ -112,11 +119,10 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
             paddle.seed(dropout_seed(recipe.seed, step))
             parts = accumulate_gradients(recipe, model, scaler, batches)
             if not math.isfinite(parts["loss"]):
-                raise UserError(
-                    f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. Lower --learning_rate "
-                    "or --alpha, or check the pretrained weights"
-                )
-            apply_gradients(recipe, model, optimizer, scaler)
+                raise UserError(f"step {step}: the loss is {parts['loss']}; {checkpoint.newest(saved)}. {remedy}")
+            norm = apply_gradients(recipe, model, optimizer, scaler)
+            if scaler is None and not math.isfinite(norm):  # with loss scaling such a step is skipped
+                raise UserError(f"step {step}: the gradient norm is {norm}; {checkpoint.newest(saved)}. {remedy}")
             window.append(parts)
             seconds += time.perf_counter() - started
             progress.update()
@@ -135,22 +141,22 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 window, seconds = [], 0.0
 
             improved = False
-            if recipe.eval_every and (step % recipe.eval_every == 0 or last):
+            splits = splits_to_evaluate(recipe, step)
+            if splits:
                 row = {}
-                if len(data.validation):
-                    row |= scores(recipe, model, data, "validation")
-                if recipe.select_on == "test" or (recipe.test_every and step % recipe.test_every == 0 and not last):
-                    row |= scores(recipe, model, data, "test")
+                for split in splits:
+                    row |= scores(recipe, model, data, split)
                 log.add(step, row)
-                accuracy = row[f"{recipe.select_on}/accuracy"]
+                accuracy = row.get(f"{recipe.select_on}/accuracy", -1.0)
                 improved = accuracy > best.get("accuracy", -1.0)
                 if improved:
                     best = {"step": step, "accuracy": accuracy, "selected_on": recipe.select_on}
-                    save_weights(saved / "best.pdparams", model, {**provenance, "step": step})
                 listed = ", ".join(f"{name} {value:.4f}" for name, value in row.items())
                 progress.write(f"step {step:,}: {listed}{' (best so far)' if improved else ''}")
             if step % recipe.save_every == 0 or improved or last:
                 checkpoint.save(saved, checkpoint.capture(step, recipe.meaning(), model, optimizer, scaler, best))
+            if improved:  # after the state, which says so: see "resume" above
+                save_weights(saved / "best.pdparams", model, {**provenance, "step": step})
 
     # 4. The result: the last weights and the best ones, each on the whole test set.
     save_weights(saved / "last.pdparams", model, {**provenance, "step": recipe.num_steps})
@@ -187,18 +193,21 @@ def accumulate_gradients(recipe: Recipe, model, scaler, batches) -> dict:
     return parts
 
 
-def apply_gradients(recipe: Recipe, model, optimizer, scaler) -> None:
-    """Clip the global norm, update, clear. With loss scaling, clipping sees the unscaled gradients."""
+def apply_gradients(recipe: Recipe, model, optimizer, scaler) -> float:
+    """Clip the global norm, update, clear; returns the norm before clipping.
+
+    With loss scaling, clipping sees the unscaled gradients.
+    """
     if scaler:
         scaler.unscale_(optimizer)
-    if recipe.max_grad_norm:
-        paddle.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+    norm = paddle.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm or math.inf)
     if scaler:
         scaler.step(optimizer)
         scaler.update()
     else:
         optimizer.step()
     optimizer.clear_grad()
+    return float(norm)
 
 
 def requests(recipe: Recipe, num_samples: int, first_step: int):
@@ -222,6 +231,18 @@ def augmentation(recipe: Recipe) -> Augmentation:
 def run_evaluation(recipe: Recipe, model, data, split: str):
     images = getattr(data, split)
     return evaluate(model, images, recipe.image_size, recipe.eval_batch_size, recipe.workers, split)
+
+
+def splits_to_evaluate(recipe: Recipe, step: int) -> list[str]:
+    """What is evaluated after update `step`; the test set at the end has a place of its own."""
+    last = step == recipe.num_steps
+    if not recipe.eval_every:
+        return []
+    validate = step % recipe.eval_every == 0 or last
+    test = recipe.test_every and step % recipe.test_every == 0 and not last
+    if recipe.select_on == "test":
+        test = test or validate
+    return ["validation"] * bool(validate and recipe.validation_per_class) + ["test"] * bool(test)
 
 
 def scores(recipe: Recipe, model, data, split: str) -> dict:

@@ -47,6 +47,11 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_named(tmp_path, capsy
         paths[1].write_bytes(damaged)
         assert checkpoint.load_latest(tmp_path).step == 3
         assert f"{paths[1]} is damaged" in capsys.readouterr().err
+    paths[0].write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"all checkpoints are damaged \(step_00000003.pdstate, step_00000004.pdstate\)"
+    ):
+        checkpoint.load_latest(tmp_path)
 
 
 def test_no_state_yet(tmp_path):
@@ -57,6 +62,6 @@ def test_no_state_yet(tmp_path):
 def test_another_meaning_is_refused_by_name(tmp_path):
     trained(1, tmp_path)
     state = checkpoint.load_latest(tmp_path)
-    checkpoint.check_same_meaning(state, {"alpha": 1}, tmp_path)
+    checkpoint.check_same_meaning(state.meaning, {"alpha": 1}, tmp_path)
     with pytest.raises(UserError, match=r"other settings \(alpha 1 -> 2\)"):
-        checkpoint.check_same_meaning(state, {"alpha": 2}, tmp_path)
+        checkpoint.check_same_meaning(state.meaning, {"alpha": 2}, tmp_path)

@@ -69,6 +69,9 @@ def test_train_then_evaluate(command, tmp_path):
 
     again = command("reproduce.train", *SHORT)
     assert again.returncode == 0 and "finished:" in again.stdout and records(logs) == rows
+    (saved / "last.pdparams").rename(saved / "moved")  # the record of a finished run is never overwritten
+    assert_user_error(command("reproduce.train", *SHORT), "finished run whose weights are not here", "--restart")
+    (saved / "moved").rename(saved / "last.pdparams")
     anew = command("reproduce.train", *SHORT, "--restart")
     assert anew.returncode == 0
     assert (tmp_path / "logs" / "short.old-1" / "metrics.jsonl").exists()
@@ -126,8 +129,8 @@ def test_micro_batches_do_not_change_loss_or_gradient(micro_batch_size):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
     done = command("reproduce.train", *SHORT, "--learning_rate", "1e30", "--max_grad_norm", 0)
-    assert_user_error(done, "the loss is", "no checkpoint yet", "--learning_rate")
-    assert re.search(r"step \d+: the loss is (nan|inf)", done.stderr)
+    assert_user_error(done, "no checkpoint yet", "--learning_rate")
+    assert re.search(r"step \d+: the (loss|gradient norm) is (nan|inf)", done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
         (["digits", "--pretrained", "README.md"], ["README.md", "no weight file"]),
         (["cifar100_vit_ti16", "--pretrained", "", "--data_dir", "tests"], ["tests: holds neither"]),
         (["digits", "--run", "../away"], ["--run ../away"]),
+        (["digits", "--run", ".", "--restart"], ["--run .:"]),
+        (["digits", "--run", "evidence", "--restart"], ["--run evidence:"]),
+        (["cifar100_vit_b16_rdrop", "--pretrained", "tests/ViT-B_16.npz"], ["tests/ViT-B_16.npz: no such file"]),
         (["digits", "--train_per_class", "5000"], ["class 0 has", "--train_per_class 5000"]),
     ],
 )
@@ -175,8 +181,8 @@ def test_list_and_dry_run_say_everything_and_write_nothing(command, tmp_path):
 
 def test_default_recipe_without_a_gpu_is_digits_and_says_so(command):
     done = command("reproduce.train", "--dry_run")
-    first = done.stdout.splitlines()[0]
-    assert first.startswith("recipe:     digits (chosen because no GPU is present; cifar100_vit_b16_rdrop needs one)")
+    why = "chosen because PaddlePaddle sees no GPU; cifar100_vit_b16_rdrop needs one"
+    assert done.stdout.splitlines()[0].startswith(f"recipe:     digits ({why})")
 
 
 @pytest.mark.slow
