@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ def prepare(description: str) -> Job:
     if options.list:
         _print_list()
         sys.exit(0)
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:  # set by paddle.distributed.launch
+        raise UserError("this version trains on one process; start it without paddle.distributed.launch")
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))

@@ -50,7 +50,7 @@ class Recipe:
 
     # optimisation: SGD with momentum
     num_steps: int = setting(10_000, "updates")
-    batch_size: int = setting(512, "images an update, over all processes; each is seen num_views times")
+    batch_size: int = setting(512, "images an update; each is seen num_views times")
     learning_rate: float = setting(1e-2, "peak rate")
     schedule: str = setting("cosine", "course of the rate after the warm-up", choices=SCHEDULES)
     warmup_steps: int = setting(500, "updates of linear warm-up; 0 = none")
@@ -68,7 +68,7 @@ class Recipe:
     )  # fmt: skip
 
     # hardware: does not change what the run means
-    micro_batch_size: int = setting(32, "images in memory at once on a process; lower it when memory is short",
+    micro_batch_size: int = setting(32, "images in memory at once; lower it when memory is short",
                                     hardware=True)  # fmt: skip
     eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
     precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))

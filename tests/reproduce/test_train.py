@@ -156,6 +156,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, 
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_several_processes_are_refused_rather_than_mixed(command):
+    assert_user_error(command("reproduce.train", *SHORT, PADDLE_TRAINERS_NUM="2"), "one process")
+
+
 def test_a_folder_that_cannot_be_written(command, tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
     assert_user_error(command("reproduce.train", *SHORT), f"{tmp_path}/logs: cannot be written")
