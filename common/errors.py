@@ -1,5 +1,7 @@
 """The one exception that a user, not a developer, is meant to read."""
 
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Input that cannot be used as given. The message is one line: what is wrong, where, and what to do.
@@ -9,9 +11,7 @@ class UserError(Exception):
 
 
 def near(name: str, known) -> str:
-    """`did you mean a, b?` for a misspelt `name`, or the list of `known` names when none is near."""
-    from difflib import get_close_matches
-
+    """`did you mean a?` for a misspelt `name`, or the list of `known` names when none is near."""
     known = sorted(known)
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    close = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"

@@ -58,12 +58,21 @@ def say(what: str, text: str) -> None:
     print(f"{what + ':':11} {text}", flush=True)
 
 
-def parse(parser: argparse.ArgumentParser, arguments=None) -> argparse.Namespace:
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the list of all options before them."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help explains the options)")
+
+
+def parse(parser: Parser, arguments=None) -> argparse.Namespace:
     """Parse the command line; an unknown option is an error that names the near ones."""
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         known = [name for action in parser._actions for name in action.option_strings]
         named = unknown[0].split("=")[0]
-        hint = near(named, known) if named.startswith("--") else "see --help"
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {hint if 'mean' in hint else 'see --help'}")
+        parser.error(f"unknown: {' '.join(unknown)}" + (f"; {near(named, known)}" if named.startswith("--") else ""))
     return options

@@ -6,7 +6,6 @@
 prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from common.errors import UserError
 from data import CLASSES, load_dataset
 from models.pretrained import model_from_file
 from reproduce import ROOT
-from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
+from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
@@ -116,9 +115,9 @@ def describe(metrics: dict) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="run_eval.sh", allow_abbrev=False, description="Evaluate weights on a data set, every image once.",
+def _parser() -> Parser:
+    parser = Parser(
+        prog="run_eval.sh", description="Evaluate weights on a data set, every image once.",
         epilog="Image size, classes and network come from the weights; data set and split from the run that made "
         "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
     )  # fmt: skip

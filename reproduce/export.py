@@ -6,7 +6,6 @@ writes checkpoints/exported/digits-seed42/ with `inference.json` and `inference.
 loads for batches of any size, and `description.json`, which says what goes in and what comes out.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -24,7 +23,7 @@ from common.atomic import flush_to_disk
 from common.errors import UserError
 from models.pretrained import model_from_file
 from reproduce import ROOT
-from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
+from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.predict import class_names, say_classes
 
 _FILES = ("inference.json", "inference.pdiparams", "description.json")
@@ -141,9 +140,9 @@ def description(weights, config, names) -> dict:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduce.export", allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m reproduce.export",
         description="Write weights as a Paddle inference model and check that it gives the same logits.",
         epilog="Example: python -m reproduce.export checkpoints/digits-seed42/best.pdparams --output served "
         "writes served/inference.json and .pdiparams (paddle.inference.Config takes these two) and "

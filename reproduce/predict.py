@@ -6,7 +6,6 @@ A picture is resized as in the evaluation of the data set that the weights were 
 probabilities are the same.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -21,7 +20,7 @@ from data import CLASSES, dataset_files, load_dataset
 from data.image_files import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
 from models.pretrained import Weights, model_from_file
-from reproduce.command import WEIGHTS_HELP, choose_device, parse, run_command, say
+from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 
 _TOP = 5
 
@@ -109,9 +108,9 @@ def find_pictures(arguments) -> tuple[list[Path], list[str]]:
     return found, problems
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m reproduce.predict", allow_abbrev=False,
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m reproduce.predict",
         description="Print the most probable classes of each picture.",
         epilog="Example: python -m reproduce.predict checkpoints/digits-seed42/best.pdparams seven.png scans/ "
         "prints five lines for seven.png and for each image file in scans/. A picture that cannot be read is named, "

@@ -15,7 +15,7 @@ from data.download import fetch
 from models import model_config
 from models.pretrained import PRETRAINED_URLS
 from reproduce import ROOT, checkpoint, plan, plot
-from reproduce.command import choose_device, has_gpu, parse, say
+from reproduce.command import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
@@ -44,35 +44,16 @@ def prepare(description: str) -> Job:
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
-    parts = Path(job.run).parts
-    if not parts or Path(job.run).is_absolute() or ".." in parts or job.run in _NO_RUNS:
-        raise UserError(f"--run {job.run}: must be a name, or a path below logs/ without '..', and not one of "
-                        f"{', '.join(_NO_RUNS)}")  # fmt: skip
-    chosen = ""
-    if not options.recipe:
-        chosen = " (chosen because " + (
-            "a GPU is present)" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one)"
-        )
+    _check_run_name(job.run)
+    why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
+    chosen = "" if options.recipe else f" (chosen because {why})"
     say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
     if changes:
         say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
     device = choose_device(recipe.device)
-    if recipe.precision != "fp32" and device == "cpu":
-        raise UserError(f"--precision {recipe.precision}: Paddle's CPU build has no {recipe.precision} matrix product; "
-                        "use --precision fp32 or a GPU")  # fmt: skip
-    supported = {"bf16": paddle.amp.is_bfloat16_supported, "fp16": paddle.amp.is_float16_supported}
-    if recipe.precision in supported and not supported[recipe.precision]():
-        raise UserError(f"--precision {recipe.precision}: this GPU cannot compute in it, and Paddle would take fp32 "
-                        "without a word; use --precision fp32")  # fmt: skip
+    _check_precision(recipe.precision, device)
     say("device", f"{device}, {recipe.precision}" + ("" if recipe.device != "auto" else " (auto)"))
-    config = model_config(
-        recipe.model,
-        recipe.num_classes,
-        recipe.image_size,
-        dropout=recipe.dropout,
-        attention_dropout=recipe.attention_dropout,
-        projection_dropout=recipe.projection_dropout,
-    )
+    config = model_config(recipe.model, recipe.num_classes, recipe.image_size, **recipe.dropout_rates())
     planned = plan.make_plan(recipe, config)
     if options.dry_run:
         _print_plan(job, planned, device)
@@ -126,6 +107,23 @@ def run_name(recipe: Recipe) -> str:
     return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
 
 
+def _check_run_name(run: str) -> None:
+    parts = Path(run).parts
+    if not parts or Path(run).is_absolute() or ".." in parts or run in _NO_RUNS:
+        raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of "
+                        f"{', '.join(_NO_RUNS)}")  # fmt: skip
+
+
+def _check_precision(precision: str, device: str) -> None:
+    if precision != "fp32" and device == "cpu":
+        raise UserError(f"--precision {precision}: Paddle's CPU build has no {precision} matrix product; "
+                        "use --precision fp32 or a GPU")  # fmt: skip
+    supported = {"bf16": paddle.amp.is_bfloat16_supported, "fp16": paddle.amp.is_float16_supported}
+    if precision in supported and not supported[precision]():
+        raise UserError(f"--precision {precision}: this GPU cannot compute in it, and Paddle would take fp32 "
+                        "without a word; use --precision fp32")  # fmt: skip
+
+
 def check_writable(out: Path) -> None:
     """Raise UserError now rather than after hours if a run's folders cannot be written."""
     for name in ("logs", "checkpoints", "images"):
@@ -139,10 +137,9 @@ def check_writable(out: Path) -> None:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER") from None
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(description: str) -> Parser:
+    parser = Parser(
         prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("recipe", nargs="?", help="a name that --list prints; without one the headline or digits")
     parser.add_argument("--list", action="store_true", help="print the recipes")

@@ -82,6 +82,10 @@ class Recipe:
     def num_classes(self) -> int:
         return CLASSES[self.dataset]
 
+    def dropout_rates(self) -> dict[str, float]:
+        """The network's options that a recipe sets."""
+        return {name: getattr(self, name) for name in ("dropout", "attention_dropout", "projection_dropout")}
+
     def meaning(self) -> dict:
         """The fields that define the run's result: all but its name and the hardware ones."""
         hardware = {f.name for f in dataclasses.fields(self) if f.metadata.get("hardware")}

@@ -65,14 +65,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
         say("note", f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}: the rate stays "
                     f"below {recipe.learning_rate}")  # fmt: skip
     paddle.seed(network_seed(recipe.seed))
-    model = build_model(
-        recipe.model,
-        len(data.class_names),
-        recipe.image_size,
-        dropout=recipe.dropout,
-        attention_dropout=recipe.attention_dropout,
-        projection_dropout=recipe.projection_dropout,
-    )
+    model = build_model(recipe.model, len(data.class_names), recipe.image_size, **recipe.dropout_rates())
     if recipe.pretrained:
         say("weights", f"{recipe.pretrained}: {load_weights(model, read_weights(recipe.pretrained), True)}")
     else:

@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
     ("arguments", "fragments"),
     [
         (["dgits"], ["unknown recipe 'dgits'", "did you mean digits"]),
-        (["digits", "--num_step", "5"], ["unrecognized arguments: --num_step", "did you mean --num_steps"]),
+        (["digits", "--num_step", "5"], ["unknown: --num_step 5", "did you mean --num_steps"]),
         (["digits", "--num_steps", "many"], ["--num_steps", "many"]),
         (["digits", "--num_steps", "-1"], ["--num_steps -1: must be at least 1"]),
         (["digits", "--precision", "bf16", "--device", "cpu"], ["--precision bf16", "CPU"]),
