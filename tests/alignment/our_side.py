@@ -171,8 +171,9 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
     def apply_observed(recipe, model, *arguments):
         if len(run.gradients) < GRADIENT_UPDATES:
             run.gradients.append(gradients_of(model))
-        apply(recipe, model, *arguments)
+        norm = apply(recipe, model, *arguments)
         run.weights.append(weights_of(model))
+        return norm
 
     accumulate, apply = product.accumulate_gradients, product.apply_gradients
     with (
