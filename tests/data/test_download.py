@@ -149,6 +149,7 @@ def in_child(log, call):
     def body():
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
         sys.stderr = sys.__stderr__  # pytest had put its own there
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         try:
             call()
         except UserError as error:
