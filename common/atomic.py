@@ -9,8 +9,8 @@ from pathlib import Path
 def atomic_write(path, mode: str = "wb"):
     """Open a file that appears at `path` only when the block ends without an error.
 
-    The bytes are on the disk (fsync of the file and of its folder) before the rename, so a crash or a full disk
-    leaves what was at `path` before. Missing parent folders are made.
+    The bytes are on the disk before the rename, and the rename before this returns (fsync of the file, then of its
+    folder), so a crash or a full disk leaves what was at `path` before. Missing parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+# What pixels from 0 to 255 become: (divisor, offset) of pixel / divisor - offset; three numbers where channels differ.
+SCALES = {
+    "-1..1": (127.5, 1.0),  # the ViTs: mean = std = 0.5
+    "0..1": (255.0, 0.0),  # the blog's two networks
+    "imagenet": ([58.395, 57.12, 57.375], [0.485 / 0.229, 0.456 / 0.224, 0.406 / 0.225]),  # PaddleClas's files
+}
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries this often before it takes a centre crop
 
 
@@ -72,16 +78,17 @@ def full_boxes(count: int, height: int, width: int) -> np.ndarray:
     return np.tile(np.array([0, 0, height, width], np.int64), (count, 1))
 
 
-def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None = None):
-    """Cut `boxes` out of `images`, resize each to (size, size) bilinearly, and scale to [-1, 1].
+def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None = None, scale: str = "-1..1"):
+    """Cut `boxes` out of `images`, resize each to (size, size) bilinearly, and scale the pixels.
 
     Args:
         images: uint8 tensor (n, 3, H, W).
         boxes: (n, 4) of (top, left, height, width) in pixels.
         flips: bool (n,), mirrors left-right.
+        scale: a name of SCALES.
 
     Returns:
-        float32 tensor (n, 3, size, size), (pixel / 255 - 0.5) / 0.5.
+        float32 tensor (n, 3, size, size); by default (pixel / 255 - 0.5) / 0.5.
     """
     _, _, height, width = images.shape
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size)  # (n, size, H)
@@ -89,7 +96,11 @@ def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None 
     if flips is not None and flips.any():
         mirror = paddle.to_tensor(flips).reshape([-1, 1, 1])
         columns = paddle.where(mirror, columns.flip(axis=1), columns)
-    x = images.astype("float32") / 127.5 - 1.0  # before resizing: the rows of both matrices sum to 1
+    divisor, offset = (
+        value if isinstance(value, float) else paddle.to_tensor(value, dtype="float32").reshape([3, 1, 1])
+        for value in SCALES[scale]
+    )
+    x = images.astype("float32") / divisor - offset  # before resizing: the rows of both matrices sum to 1
     x = paddle.matmul(rows.unsqueeze(1), x)  # (n, 3, size, W)
     return paddle.matmul(x, columns.unsqueeze(1), transpose_y=True)
 

@@ -7,7 +7,6 @@ work on NAME.
 """
 
 import errno
-import fcntl
 import gzip
 import hashlib
 import http.client
@@ -21,7 +20,6 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -29,6 +27,7 @@ from tqdm import tqdm
 
 from common.atomic import flush_to_disk
 from common.errors import UserError
+from common.lock import locked
 
 CHUNK = 1 << 18  # bytes read at a time
 TIMEOUT = 30  # seconds to connect, and the longest silence after which a connection counts as lost
@@ -161,33 +160,11 @@ def _disk_problem(error, part, total):
     return f"cannot use {where}: {reason}. Make it readable and writable or choose another folder"
 
 
-def _is_at(file, path):
-    """Whether the open `file` is the one that `path` names now; one call of stat, so nothing gets in between."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
 def _locked(path):
     """Hold `path`.lock, so that one process at a time works on `path`; others wait and say so."""
-    lock_path = _beside(path, ".lock")
-    while True:
-        with open(lock_path, "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _say(f"{path}: another process is at work on it; waiting for that one")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            # The holder before us removed the file we waited for: a lock on it would keep nobody out.
-            if not _is_at(lock, lock_path):
-                continue
-            try:
-                yield
-            finally:
-                lock_path.unlink()
-            return
+    return locked(
+        _beside(path, ".lock"), lambda holder: _say(f"{path}: another process is at work on it; waiting for that one")
+    )
 
 
 # ---- the download

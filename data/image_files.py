@@ -1,21 +1,25 @@
-"""Images in folders, one folder a class, decoded in worker processes (the ImageNet layout)."""
+"""Image files, decoded in worker processes; and folders of them, one folder a class (the ImageNet layout)."""
 
 import functools
 import multiprocessing
 import signal
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 from PIL import Image, ImageOps
+from tqdm import tqdm
 
 from common.errors import UserError
+from common.processes import end_with_parent
 from data.augment import full_boxes, resize_crops
+from data.picture import read_image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _TEST_NAMES = ("val", "validation", "test")
 
 
@@ -32,37 +36,69 @@ class ImageFiles:
     def subset(self, indices: np.ndarray) -> "ImageFiles":
         return ImageFiles([self.paths[i] for i in indices], self.labels[indices])
 
-    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0):
+    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
         jobs = (
             ([self.paths[i] for i in indices], self.labels[indices], draws, image_size, augmentation)
             for indices, draws in requests
         )
-        for pixels, labels in _decode_ahead(jobs, workers):
+        for pixels, labels in _in_order(_decode, jobs, workers):
             whole = full_boxes(len(pixels), image_size, image_size)
-            yield resize_crops(paddle.to_tensor(pixels), whole, image_size), paddle.to_tensor(labels)
+            images = resize_crops(paddle.to_tensor(pixels), whole, image_size, scale=scale)
+            yield images, paddle.to_tensor(labels)
 
 
-def _decode_ahead(jobs, workers: int):
-    """Results of `_decode` in the order of `jobs`; with workers, two jobs for each are under way at any time."""
+def unreadable(paths, workers: int) -> dict[int, str]:
+    """Decode each file once, in `workers` processes: {its index in `paths`: why it is no picture}."""
+    with tqdm(total=len(paths), desc="checking", unit="picture", leave=False, disable=None) as progress:
+        found = {}
+        for index, problem in enumerate(_in_order(_problem, ((path,) for path in paths), workers)):
+            progress.update()
+            if problem:
+                found[index] = problem
+    return found
+
+
+def _problem(path) -> str:
+    try:
+        read_image(path)
+        return ""
+    except UserError as problem:
+        return str(problem)
+
+
+def _in_order(work, jobs, workers: int):
+    """Yield work(*job) in the order of `jobs`; with workers, two jobs for each are under way at any time."""
     if workers == 0:
-        yield from (_decode(*job) for job in jobs)
+        yield from (work(*job) for job in jobs)
         return
     waiting = deque()
-    for job in jobs:
-        waiting.append(_pool(workers).submit(_decode, *job))
-        if len(waiting) > 2 * workers:
+    try:
+        for job in jobs:
+            waiting.append(_pool(workers).submit(work, *job))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    except BrokenProcessPool:
+        _pool.cache_clear()
+        raise UserError(
+            f"one of the {workers} processes that decode pictures was ended from outside, most likely because memory "
+            "ran out; use fewer with --workers"
+        ) from None
 
 
 @functools.lru_cache(maxsize=1)
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: a forked copy of a process with Paddle's threads may hang. One pool serves all splits of a run.
-    # Ctrl-C is for the main process alone, which then ends them.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_signals_to_parent)
+
+
+def _leave_signals_to_parent() -> None:
+    """Signals that stop a run reach all its processes; the main one still needs pictures, and then ends these."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _decode(paths, labels, draws, image_size: int, augmentation):
@@ -81,15 +117,6 @@ def _decode(paths, labels, draws, image_size: int, augmentation):
             image = ImageOps.mirror(image)
         pixels[row] = np.asarray(image).transpose(2, 0, 1)
     return pixels, labels
-
-
-def read_image(path) -> Image.Image:
-    """The picture as RGB, upright as its EXIF data say. Raises UserError for a file that is no picture."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as reason:
-        raise UserError(f"{path}: not a readable picture ({reason}); replace or remove it") from None
 
 
 def files(data_dir: Path) -> dict[Path, str]:

@@ -21,12 +21,12 @@ class InMemory:
     def subset(self, indices: np.ndarray) -> "InMemory":
         return InMemory(self.images[indices], self.labels[indices])
 
-    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0):
+    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """For each (indices, draws) of `requests`, yield (images, labels) on the current device.
 
-        Images are float32 (n, 3, image_size, image_size) in [-1, 1], labels int64 (n,). `draws` None gives the
-        whole image resized; otherwise `augmentation` says what the random numbers mean. `workers` has no use
-        here: the batch is prepared on the device.
+        Images are float32 (n, 3, image_size, image_size) with pixels as `augment.SCALES[scale]` says, labels int64
+        (n,). `draws` None gives the whole image resized; otherwise `augmentation` says what the random numbers mean.
+        `workers` has no use here: the batch is prepared on the device.
         """
         _, _, height, width = self.images.shape
         for indices, draws in requests:
@@ -37,4 +37,4 @@ class InMemory:
                 boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
                 flips = augmentation.flips(draws)
             raw = paddle.to_tensor(self.images[indices])
-            yield resize_crops(raw, boxes, image_size, flips), paddle.to_tensor(self.labels[indices])
+            yield resize_crops(raw, boxes, image_size, flips, scale), paddle.to_tensor(self.labels[indices])

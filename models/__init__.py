@@ -1,6 +1,11 @@
-"""The networks: `build_model(name, num_classes, image_size)`; names as in the official R-Drop code."""
+"""The networks: `model_config(name, ...)` and `build_model(config)`; ViT names as in the official R-Drop code."""
+
+import dataclasses
 
 from common.errors import UserError, near
+from models import cnn
+from models.cnn import CNNConfig
+from models.pair import Pair, PairConfig
 from models.vit import ViT, ViTConfig
 
 MODELS = {
@@ -13,15 +18,26 @@ MODELS = {
     "ViT-H_14": {"patch_size": 14, "width": 1280, "depth": 32, "heads": 16, "mlp_width": 5120},
     "ViT-digits": {"patch_size": 2, "width": 64, "depth": 4, "heads": 4, "mlp_width": 128},  # 8 px digits
 }
+NAMES = (*MODELS, *cnn.NETWORKS)
+
+Config = ViTConfig | CNNConfig | PairConfig
 
 
-def model_config(name: str, num_classes: int, image_size: int, **options) -> ViTConfig:
-    """The configuration of the named network; `options` are further ViTConfig fields (dropout rates, ...).
+def model_config(name: str, num_classes: int, image_size: int, second: str = "", **options) -> Config:
+    """The configuration of the named network, or of two that are trained side by side.
 
-    Raises UserError for an unknown name or an image size that the patches do not divide.
+    `options` are further fields: the dropout rates, of which a convolutional network has `dropout` alone.
+    Raises UserError for an unknown name, an image size that the patches do not divide, a rate without a place.
     """
+    if second:
+        return PairConfig(*(model_config(each, num_classes, image_size, **options) for each in (name, second)))
+    if name in cnn.NETWORKS:
+        for option, value in options.items():
+            if option != "dropout" and value:
+                raise UserError(f"{name} has no place for --{option} {value}: only --dropout, before its head")
+        return CNNConfig(name, num_classes, image_size, options.get("dropout", 0.0))
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: {near(name, MODELS)}")
+        raise UserError(f"unknown model {name!r}: {near(name, NAMES)}")
     config = ViTConfig(num_classes=num_classes, image_size=image_size, **{**MODELS[name], **options})
     if image_size < config.patch_size or image_size % config.patch_size:
         raise UserError(
@@ -32,4 +48,41 @@ def model_config(name: str, num_classes: int, image_size: int, **options) -> ViT
 
 def build_model(name: str, num_classes: int, image_size: int, **options) -> ViT:
     """A freshly initialised network; see `model_config` for the arguments and errors."""
-    return ViT(model_config(name, num_classes, image_size, **options))
+    return build(model_config(name, num_classes, image_size, **options))
+
+
+def build(config: Config):
+    """A freshly initialised network of any configuration; it has the configuration as `config`."""
+    if isinstance(config, PairConfig):
+        return Pair(config, build(config.first), build(config.second))
+    return cnn.build(config) if isinstance(config, CNNConfig) else ViT(config)
+
+
+def has_batch_norm(config: Config) -> bool:
+    """Whether its training depends on which images are computed together."""
+    if isinstance(config, PairConfig):
+        return has_batch_norm(config.first) or has_batch_norm(config.second)
+    return isinstance(config, CNNConfig)
+
+
+def config_from_dict(fields: dict) -> Config:
+    """The configuration that `dataclasses.asdict` gave. Raises ValueError when it is none."""
+    if fields.keys() == {"first", "second"}:
+        return PairConfig(*(config_from_dict(_a_dict(fields[name])) for name in ("first", "second")))
+    kind = CNNConfig if "network" in fields else ViTConfig
+    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    for name, value in fields.items():
+        if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
+            raise ValueError(f"network has {name!r:.40} {value!r:.40}")
+    if kind is CNNConfig and fields["network"] not in cnn.NETWORKS:
+        raise ValueError(f"network is {fields['network']!r:.40}")
+    try:
+        return kind(**fields)
+    except TypeError as reason:
+        raise ValueError(str(reason)) from None
+
+
+def _a_dict(value) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"network has {value!r:.40}")
+    return value

@@ -1,6 +1,7 @@
-"""Weights from a file into a ViT, strictly: every name, shape and change is accounted for.
+"""Weights from a file into a network, strictly: every name, shape and change is accounted for.
 
 `models.containers` reads the file, `models.layouts` knows whose names and matrices it holds; here they meet a network.
+ViTs come in many layouts. The convolutional networks have PaddleClas's names, so their files are taken as they are.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import numpy as np
 
 from common.atomic import atomic_write
 from common.errors import UserError
+from models import CNNConfig, Config, PairConfig, build, cnn, config_from_dict
 from models.containers import read_arrays
 from models.layouts import convert, state_shapes
 from models.vit import ViT, ViTConfig
@@ -22,17 +24,19 @@ METADATA = "metadata@@"  # entry of our own weight files: JSON about the run tha
 
 _GOOGLE = "https://storage.googleapis.com/vit_models/imagenet21k/"
 _TIMM = "https://huggingface.co/timm/"
+_PADDLECLAS = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
 PRETRAINED_URLS = {  # file name -> official address
     **{f"{name}.npz": f"{_GOOGLE}{name}.npz" for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")},
     "vit_tiny_patch16_224.safetensors": (
         f"{_TIMM}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
     ),
+    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS}{name}_pretrained.pdparams" for name in cnn.NETWORKS},
 }
 
 
 @dataclass
 class Weights:
-    """A file's arrays under the names and in the layouts of `models.vit.ViT`."""
+    """A file's arrays under the names and in the layouts of our networks."""
 
     path: Path
     layout: str
@@ -71,6 +75,10 @@ def save_weights(path, model, metadata: dict) -> None:
 def read_weights(path) -> Weights:
     """Read a weight file of any known layout. Raises UserError, naming the file and the reason."""
     container, arrays, texts = read_arrays(path)
+    metadata = _metadata(path, texts)
+    if any(name.endswith("._batch_norm._mean") for name in arrays):
+        label = "this project" if metadata else "PaddleClas"
+        return Weights(Path(path), label, arrays, metadata, network=metadata.get("network", {}))
     try:
         found = convert(container, arrays)
     except ValueError as reason:
@@ -78,7 +86,6 @@ def read_weights(path) -> Weights:
     if found is None:
         some = ", ".join(sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path}: a {container} file, but of no known ViT layout (it holds {some}, ...)")
-    metadata = _metadata(path, texts)
     network = {**found.network, **metadata.get("network", {})}
     return Weights(Path(path), found.label, found.arrays, metadata, found.left_out, network)
 
@@ -91,6 +98,9 @@ def _metadata(path, texts: dict[str, str]) -> dict:
         network = metadata.get("network", {}) if isinstance(metadata, dict) else None
         if not (isinstance(network, dict) and isinstance(metadata.get("recipe", {}), dict)):
             raise ValueError("it is no table with the tables network and recipe")
+        if {"network", "first"} & network.keys():
+            config_from_dict(network)
+            return metadata
         for name, value in network.items():
             if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
                 raise ValueError(f"network has {name!r:.40} {value!r:.40}")
@@ -99,13 +109,15 @@ def _metadata(path, texts: dict[str, str]) -> dict:
     return metadata
 
 
-def config_from_weights(weights: Weights, **options) -> ViTConfig:
+def config_from_weights(weights: Weights, **options) -> Config:
     """The network that the arrays belong to, read from their shapes and what else the file tells.
 
     `options` are ViTConfig fields that override. Heads that nothing tells are as in every published ViT: 16 of 80
     features for a width of 1280 (ViT-H), else of 64 features each. Raises UserError when no network comes of it.
     """
     arrays = weights.arrays
+    if "conv1_1._conv.weight" in arrays or {"network", "first"} & weights.network.keys():
+        return _config_by_name(weights, **options)
     try:
         width, _, patch, _ = arrays["patch_embed.proj.weight"].shape
         grid = math.isqrt(arrays["pos_embed"].shape[1] - 1)
@@ -124,6 +136,20 @@ def config_from_weights(weights: Weights, **options) -> ViTConfig:
     config = ViTConfig(**{"heads": heads, **weights.network, **shapes, **options})
     _check(config, weights.path)
     return config
+
+
+def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConfig | PairConfig:
+    if not weights.network:
+        raise UserError(f"{weights.path}: a convolutional network that knows ImageNet's classes; it is a start for "
+                        "training, --pretrained")  # fmt: skip
+    if options:
+        raise UserError(f"{weights.path}: a convolutional network, for which --{next(iter(options))} has no meaning")
+    config = config_from_dict(weights.network)
+    if not image_size:
+        return config
+    if isinstance(config, PairConfig):
+        return PairConfig(*(dataclasses.replace(each, image_size=image_size) for each in (config.first, config.second)))
+    return dataclasses.replace(config, image_size=image_size)
 
 
 def _check(config: ViTConfig, path) -> None:
@@ -174,36 +200,66 @@ def fit(weights: Weights, config: ViTConfig, replace_head: bool) -> tuple[dict[s
     problems += [f"{name} is {value.dtype}" for name, value in arrays.items() if value.dtype != np.float32]
     if not replaced:
         problems += [f"its head belongs behind {name}, which this network has not" for name in weights.left_out[:1]]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"{weights.path}: does not fit this network: {'; '.join(problems[:4])}{more}")
+    _report_problems(weights.path, problems)
     return arrays, LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
 
 
-def _copy(arrays: dict[str, np.ndarray], model: ViT) -> None:
+def _copy(arrays: dict[str, np.ndarray], model) -> None:
     state = model.state_dict()
     for name, value in arrays.items():
         state[name].set_value(np.ascontiguousarray(value))
 
 
-def load_weights(model: ViT, weights: Weights, replace_head: bool) -> LoadReport:
+def load_weights(model, weights: Weights, replace_head: bool) -> LoadReport:
     """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
-    arrays, report = fit(weights, model.config, replace_head)
+    if isinstance(model.config, ViTConfig):
+        arrays, report = fit(weights, model.config, replace_head)
+    else:
+        arrays, report = _fit_by_name(weights, model, replace_head)
     _copy(arrays, model)
     return report
 
 
-def model_from_file(path, **options) -> tuple[ViT, Weights, LoadReport]:
-    """The network that a weight file holds, ready for evaluation; `options` are ViTConfig fields that override.
+def _fit_by_name(weights: Weights, model, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
+    """As `fit`, for networks whose files have their own names."""
+    expected, arrays, replaced = model.state_dict(), dict(weights.arrays), []
+    if replace_head and any(arrays[n].shape != tuple(expected[n].shape) for n in cnn.HEAD if n in arrays):
+        replaced = list(cnn.HEAD)
+        arrays = {name: value for name, value in arrays.items() if name not in replaced}
+        expected = {name: value for name, value in expected.items() if name not in replaced}
+    problems = [
+        f"{name} is {arrays[name].shape} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in arrays and arrays[name].shape != tuple(value.shape)
+    ]
+    problems += [f"missing {name}" for name in expected if name not in arrays]
+    problems += [f"unexpected {name}" for name in arrays if name not in expected]
+    _report_problems(weights.path, problems)
+    return arrays, LoadReport(weights.layout, len(expected), [], replaced, [])
 
-    Raises UserError as `read_weights`, `config_from_weights` and `fit` do, all before a network is made.
+
+def _report_problems(path, problems: list[str]) -> None:
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise UserError(f"{path}: does not fit this network: {'; '.join(problems[:4])}{more}")
+
+
+def model_from_file(path, **options) -> tuple:
+    """(network, Weights, LoadReport) of what a weight file holds, ready for evaluation.
+
+    `options` are fields of its configuration that override. Raises UserError as `read_weights`,
+    `config_from_weights` and `fit` do, all before a ViT is made.
     """
     weights = read_weights(path)
     config = config_from_weights(weights, **options)
-    arrays, report = fit(weights, config, replace_head=False)
-    told = {**weights.network, **options}
-    report.assumed = [f"{k} {getattr(config, k)}" for k in ("heads", "layer_norm_epsilon") if k not in told]
-    model = ViT(config)
+    if isinstance(config, ViTConfig):
+        arrays, report = fit(weights, config, replace_head=False)
+        told = {**weights.network, **options}
+        report.assumed = [f"{k} {getattr(config, k)}" for k in ("heads", "layer_norm_epsilon") if k not in told]
+        model = ViT(config)
+    else:
+        model = build(config)
+        arrays, report = _fit_by_name(weights, model, replace_head=False)
     _copy(arrays, model)
     model.eval()
     return model, weights, report

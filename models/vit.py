@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import paddle
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
 
 
@@ -123,6 +124,7 @@ class ViT(nn.Layer):
         self.pos_embed = self.create_parameter([1, config.tokens, config.width], default_initializer=small)
         self.pos_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.LayerList([Block(config) for _ in range(config.depth)])
+        self.recompute = False  # in training: keep only each block's input, and compute the rest again when needed
         self.norm = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         zero = nn.initializer.Constant(0.0)
         self.head = nn.Linear(config.width, config.num_classes, weight_attr=zero, bias_attr=zero)
@@ -132,5 +134,5 @@ class ViT(nn.Layer):
         x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1) + self.pos_embed
         x = self.pos_dropout(x)  # (B, T, D)
         for block in self.blocks:
-            x = block(x)
+            x = recompute(block, x) if self.recompute and self.training else block(x)  # the same dropout masks
         return self.head(self.norm(x[:, 0]))  # LayerNorm acts on each token alone: the class token suffices

@@ -10,13 +10,16 @@ import os
 import warnings
 from pathlib import Path
 
+from common.processes import end_with_parent
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _processor_settings() -> dict[str, str]:
     """Environment variables for Paddle's CPU build; what the user has set already wins."""
     settings = {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # Paddle's own default is 1
+        # Paddle's own default is 1; several processes on one machine (parallel.py) share its cores
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1")))),
         # Transposed views instead of copies sound cheap, but each CPU kernel that reads one copies it slowly:
         # a step of `digits` takes 75 ms without them and 144 ms with.
         "FLAGS_use_stride_kernel": "0",
@@ -29,9 +32,15 @@ def _processor_settings() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
+if "REPRODUCE_LAUNCH" in os.environ and "PADDLE_TRAINER_ID" in os.environ:  # started by launch.py: see there
+    end_with_parent(named="paddle.distributed.launch")
+
 PROCESSOR_SETTINGS = _processor_settings()
 os.environ.update(PROCESSOR_SETTINGS)
 
 with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints a warning for any OMP_NUM_THREADS above 1
     warnings.filterwarnings("ignore", message="No ccache found")
-    import paddle  # noqa: F401
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    import paddle
+
+paddle.disable_signal_handler()  # it prints a C++ trace when a run is asked to stop

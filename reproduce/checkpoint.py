@@ -1,14 +1,15 @@
 """Resumable states of a run: written whole or not at all, verified when read, the last two kept.
 
-A state is everything that is not a function of (recipe, step): weights, optimizer memory and the best score so far.
-Sample order, crops and dropout masks are functions of the step (data/batches.py) and need no saving.
+A state is everything that is not a function of (recipe, step): weights, optimizer memory and the progress so far.
+The order of samples, the crops and the random numbers of every process are functions of the step (data/batches.py)
+and the schedule one of the step too (schedule.py), so none of them needs saving.
 """
 
 import hashlib
 import io
 import pickle
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +18,45 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
+from reproduce import parallel
+from reproduce.recipes import Recipe
 
 _KEPT = 2
 _SUFFIX = ".pdstate"
 
 
 @dataclass
-class State:
-    """What a run needs to go on after update `step`."""
+class Progress:
+    """How far a run is."""
 
-    step: int
+    step: int = 0  # updates done
+    evaluated: bool = True  # whether what is due after that update has been evaluated
+    best: dict = field(default_factory=dict)  # {"step", "accuracy", "selected_on"}, empty before the first evaluation
+    window: list = field(default_factory=list)  # loss and its parts of the updates since the last training record
+    rows: list = field(default_factory=list)  # every record so far, as metrics.jsonl has them
+    seconds: float = 0.0  # of training, over all starts
+    processes: int = 1  # that trained last
+
+
+@dataclass
+class State:
+    """What a run needs to go on."""
+
+    progress: Progress
     meaning: dict  # recipe fields that the run was started with
     model: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]  # parameter name of the model + accumulator -> array
     scaler: dict  # loss scaling of fp16; empty otherwise
-    best: dict  # {"step": ..., "accuracy": ...}, empty before the first evaluation
 
 
-def capture(step, meaning, model, optimizer, scaler, best) -> State:
+def capture(progress, meaning, model, optimizer, scaler) -> State:
     """Copy the current state to host memory."""
     return State(
-        step=step,
+        progress=progress,
         meaning=meaning,
         model={name: value.numpy() for name, value in model.state_dict().items()},
         optimizer={ours: value.numpy() for ours, value in _accumulators(model, optimizer).items()},
         scaler=scaler.state_dict() if scaler is not None else {},
-        best=dict(best),
     )
 
 
@@ -77,14 +91,34 @@ def _theirs(name: str, names: dict[str, str]) -> str:
 
 def save(folder: Path, state: State) -> Path:
     """Write `state` into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
-    payload = pickle.dumps(vars(state), protocol=4)
-    path = folder / f"step_{state.step:08d}{_SUFFIX}"
+    payload = pickle.dumps({**vars(state), "progress": vars(state.progress)}, protocol=4)
+    path = folder / f"step_{state.progress.step:08d}{_SUFFIX}"
+    for newer in _files(folder):
+        if newer.name > path.name:  # a damaged one that the run has gone on without
+            newer.unlink()
     with atomic_write(path) as file:
         file.write(hashlib.sha256(payload).digest())
         file.write(payload)
     for old in _files(folder)[:-_KEPT]:
         old.unlink()
     return path
+
+
+def tried(path: Path, write) -> bool:
+    """Have the first process call `write(path)`; whether that worked, in every process.
+
+    A disk that is full does not end the run: atomic_write keeps what was there before, and stderr says so.
+    """
+    failed = 0
+    if parallel.is_main():
+        try:
+            write(path)
+        except OSError as error:
+            failed = 1
+            print(f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept, and "
+                  "training goes on: make room before the next save", file=sys.stderr)  # fmt: skip
+    parallel.wait()  # the others have nothing to do meanwhile
+    return not parallel.largest(failed)
 
 
 def load_latest(folder: Path) -> State | None:
@@ -97,7 +131,7 @@ def load_latest(folder: Path) -> State | None:
         content = path.read_bytes()
         digest, payload = content[:32], content[32:]
         if hashlib.sha256(payload).digest() == digest:
-            return State(**load_pickle(io.BytesIO(payload), str(path)))
+            return _unpack(load_pickle(io.BytesIO(payload), str(path)), path)
         print(f"warning: {path} is damaged (its checksum does not match)", file=sys.stderr)
     if paths:
         raise UserError(f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in paths)}); say "
@@ -105,10 +139,18 @@ def load_latest(folder: Path) -> State | None:
     return None
 
 
+def _unpack(content: dict, path: Path) -> State:
+    try:
+        return State(**{**content, "progress": Progress(**content["progress"])})
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: was written by another version of this project; go on with that version, or say "
+                        "--restart to set the run aside and start over") from None  # fmt: skip
+
+
 def newest(folder: Path) -> str:
     """Which state `load_latest` would go on from, for a message."""
     state = load_latest(folder)
-    return f"the last good checkpoint in {folder} is after step {state.step}" if state else "no checkpoint yet"
+    return f"the last good checkpoint in {folder} is after step {state.progress.step}" if state else "no checkpoint yet"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -117,7 +159,9 @@ def _files(folder: Path) -> list[Path]:
 
 def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
     """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
-    changed = [f"{k} {existing.get(k)!r} -> {v!r}" for k, v in meaning.items() if existing.get(k) != v]
+    # A setting that came later was at its default before.
+    before = {name: existing.get(name, getattr(Recipe, name, value)) for name, value in meaning.items()}
+    changed = [f"{name} {before[name]!r} -> {value!r}" for name, value in meaning.items() if before[name] != value]
     if changed:
         raise UserError(
             f"{folder}: holds a run with other settings ({'; '.join(changed)}); choose another --run NAME, "

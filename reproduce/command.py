@@ -2,11 +2,15 @@
 
 import argparse
 import os
+import signal
 import sys
+import time
 
 import paddle
 
 from common.errors import UserError, near
+from reproduce import parallel
+from reproduce.stop import Stopped, command_to_continue
 
 WEIGHTS_HELP = (
     "a weight file of a ViT: this project's or Paddle's .pdparams, .safetensors of timm or Hugging Face, "
@@ -20,19 +24,29 @@ def run_command(main) -> None:
         main()
     except UserError as error:
         sys.exit(_fail(str(error)))
+    except Stopped as stopped:
+        if parallel.is_main():
+            name = signal.Signals(stopped.signal).name
+            print(f"stopped by {name} {stopped}. Continue with: {command_to_continue()}", file=sys.stderr)
+        else:
+            time.sleep(1)  # the launcher ends all when it sees one end: the one that speaks goes first
+        sys.exit(128 + stopped.signal)
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except MemoryError:
         sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if parallel.is_lost_contact(error):
+            parallel.await_the_launcher()
+            sys.exit(_fail("lost contact with another process of this run, whose output says why"))
+        if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
 
 
 def _fail(message: str) -> int:
@@ -54,8 +68,9 @@ def choose_device(wish: str) -> str:
 
 
 def say(what: str, text: str) -> None:
-    """One line of what was chosen or found, in columns."""
-    print(f"{what + ':':11} {text}", flush=True)
+    """One line of what was chosen or found, in columns; the first of several processes speaks for all."""
+    if parallel.is_main():
+        print(f"{what + ':':11} {text}", flush=True)
 
 
 class Parser(argparse.ArgumentParser):

@@ -18,12 +18,15 @@ from tqdm import tqdm
 from common.atomic import atomic_write
 from common.errors import UserError
 from data import CLASSES, load_dataset
+from data.augment import SCALES
+from models import CNNConfig, PairConfig
 from models.pretrained import model_from_file
-from reproduce import ROOT
+from reproduce import ROOT, parallel
 from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
+_CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
 
 
 class Evaluation(NamedTuple):
@@ -59,51 +62,91 @@ def expected_calibration_error(confidence, hit, bins: int = _CALIBRATION_BINS) -
     return float(np.abs(gap).sum() / len(hit))
 
 
+class Interrupted(Exception):
+    """An evaluation was left before its end, on all processes alike."""
+
+
 @paddle.no_grad()
-def evaluate(model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "") -> Evaluation:
-    """Run `model` without dropout on every image of `split` exactly once, in order.
+def evaluate(
+    model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "", scale: str = "-1..1",
+    stop=lambda: False,
+) -> Evaluation:  # fmt: skip
+    """Run `model` without dropout on every image of `split` exactly once.
+
+    Several processes take a contiguous piece each; every one of them gets the result of all N images, in order.
 
     Args:
         split: what `data.load_dataset` gives, N images.
         image_size: pixels a side that the images are resized to.
         batch_size: images at once; the last batch is as small as it comes.
         title: names the progress bar; "" shows none.
+        scale: what pixel values become, as in training; see data.augment.SCALES.
+        stop: asked before each batch whether to leave.
 
     Raises:
         UserError: an empty split, or a logit that is not a number.
+        Interrupted: `stop` said so in at least one process.
     """
     if len(split) == 0:
         raise UserError("this split holds no image, so there is nothing to evaluate; choose another --split")
     was_training = model.training
     model.eval()
-    requests = ((indices, None) for indices in _chunks(len(split), batch_size))
-    columns = []
-    with tqdm(total=len(split), desc=title, unit="image", disable=not title, leave=False) as progress:
-        for images, labels in split.stream(requests, image_size, workers=workers):
-            columns.append(_per_image(model(images), labels))
+    mine = parallel.share(len(split))
+    columns = np.zeros((len(split) + 1, 8))  # label, top 5, confidence, NLL; the last row counts who left early
+    done = mine.start
+    requests = ((indices, None) for indices in _chunks(mine, batch_size))
+    hidden = not title or not parallel.is_main()
+    with tqdm(total=mine.stop - mine.start, desc=title, unit="image", disable=hidden, leave=False) as progress:
+        for images, labels in split.stream(requests, image_size, workers=workers, scale=scale):
+            if stop():
+                columns[-1] = 1
+                break
+            columns[done : done + len(labels)] = _per_image(model(images), labels)
+            done += len(labels)
             progress.update(len(labels))
     if was_training:
         model.train()
-    result = Evaluation(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    parallel.wait()  # the pieces may take different times
+    columns = parallel.sum_over_ranks(columns)  # each row is zero in all processes but one
+    if columns[-1].any():
+        raise Interrupted
+    result = _evaluation(columns[:-1])
     if not np.isfinite(result.nll).all():
         bad = int((~np.isfinite(result.nll)).sum())
         raise UserError(f"the network gives logits that are not finite for {bad} images; these weights are no use")
     return result
 
 
-def _chunks(total: int, size: int):
-    return (np.arange(start, min(start + size, total)) for start in range(0, total, size))
+def evaluate_each(model, *arguments, **options) -> dict[str, Evaluation]:
+    """`evaluate` of the network, and of both parts of a pair: by name, the whole under ""."""
+    networks = {"": model, **getattr(model, "networks", {})}
+    return {name: evaluate(network, *arguments, **options) for name, network in networks.items()}
 
 
-def _per_image(logits, labels):
+def _chunks(piece: slice, size: int):
+    return (np.arange(start, min(start + size, piece.stop)) for start in range(piece.start, piece.stop, size))
+
+
+def _per_image(logits, labels) -> np.ndarray:
+    """(n, 8) float64: label, top 5 classes (-1 where there are fewer), confidence, NLL."""
     log_p = F.log_softmax(logits.astype("float32"), axis=-1)
     top_log_p, top = paddle.topk(log_p, k=min(5, log_p.shape[-1]), axis=-1)
     nll = -paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
-    return (
-        labels.numpy().astype(np.int16),
-        top.numpy().astype(np.int16),
-        top_log_p[:, 0].exp().numpy(),
-        nll.numpy(),
+    rows = np.full((len(labels), 8), -1.0)
+    rows[:, 0] = labels.numpy()
+    rows[:, 1 : 1 + top.shape[1]] = top.numpy()
+    rows[:, 6] = top_log_p[:, 0].exp().numpy()
+    rows[:, 7] = nll.numpy()
+    return rows
+
+
+def _evaluation(columns: np.ndarray) -> Evaluation:
+    top5 = columns[:, 1:6].astype(np.int16)
+    return Evaluation(
+        labels=columns[:, 0].astype(np.int16),
+        top5=top5[:, (top5 >= 0).all(axis=0)],
+        confidence=columns[:, 6].astype(np.float32),
+        nll=columns[:, 7].astype(np.float32),
     )
 
 
@@ -134,6 +177,7 @@ def _parser() -> Parser:
                         "the Paddle port of R-Drop was evaluated with 1e-5")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
+    parser.add_argument("--strict", action="store_true", help="stop at a picture of a table that cannot be read")
     parser.add_argument("--output", help="write labels, top-5, confidence and NLL of every image to this .npz")
     return parser
 
@@ -144,16 +188,17 @@ def main(argv=None) -> None:
         if not getattr(options, name) >= 0:  # also not a number
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
     device = choose_device(options.device)
+    parallel.start()
     chosen = {k: getattr(options, k) for k in ("image_size", "heads", "layer_norm_epsilon") if getattr(options, k)}
     model, weights, report = model_from_file(options.weights, **chosen)
     config = model.config
     recipe = _recipe_of(weights)
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
     own = dataset == recipe.get("dataset")
-    choice = {k: recipe.get(k, 0) if own else 0 for k in ("train_per_class", "validation_per_class", "split_seed")}
+    choice = {k: recipe.get(k, 0) if own else 0 for k in _CHOICE}
     if options.split != "test" and not own:
         raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
-    data = load_dataset(dataset, options.data_dir, **choice)
+    data = load_dataset(dataset, options.data_dir, **choice, strict=options.strict, workers=options.workers)
     if len(data.class_names) != config.num_classes:
         raise UserError(
             f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {len(data.class_names)}; "
@@ -162,28 +207,46 @@ def main(argv=None) -> None:
     if weights.metadata.get("class_names", data.class_names) != data.class_names:
         raise UserError(f"{weights.path}: its classes are others than those of {dataset} {options.data_dir}; evaluate "
                         "it on the data set that it was trained on")  # fmt: skip
+    for note in data.notes:
+        say("note", note)
     split = getattr(data, options.split)
     say("weights", f"{weights.path}: {report}")
-    say("network", f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
-                   f"LayerNorm epsilon {config.layer_norm_epsilon}, {config.image_size} px, "
-                   f"{config.num_classes} classes")  # fmt: skip
-    say("device", f"{device}, fp32")
+    say("network", f"{_network(config)}, {config.image_size} px, {config.num_classes} classes")
+    say("device", f"{device}, fp32{parallel.described()}")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
-    result = evaluate(model, split, config.image_size, batch_size, options.workers, options.split)
-    metrics = result.metrics()
-    say("result", describe(metrics))
+    found = evaluate_each(
+        model, split, config.image_size, batch_size, options.workers, options.split, recipe.get("scale", "-1..1")
+    )
+    metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
+    for name, values in metrics.items():
+        say(name or "result", describe(values))
+    if not parallel.is_main():
+        return
     if options.output:
-        result.save(options.output)
+        found[""].save(options.output)
         say("written", options.output)
-    print(json.dumps({"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split, **metrics}))
+    what = {"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split}
+    print(json.dumps({**what, **metrics.pop(""), **metrics}))
+
+
+def _network(config) -> str:
+    if isinstance(config, PairConfig):
+        return f"{_network(config.first)} and {_network(config.second)}"
+    if isinstance(config, CNNConfig):
+        return config.network
+    return (f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
+            f"LayerNorm epsilon {config.layer_norm_epsilon}")  # fmt: skip
 
 
 def _recipe_of(weights) -> dict:
     """What the metadata of our own files says about data; it comes from outside, so it is checked."""
     recipe = weights.metadata.get("recipe", {})
     counts = ("train_per_class", "validation_per_class", "split_seed", "eval_batch_size")
+    share = recipe.get("validation_share", 0.0)
     wrong = [k for k in counts if type(recipe.get(k, 1)) is not int or recipe.get(k, 1) < (k == "eval_batch_size")]
+    wrong += ["validation_share"] if type(share) not in (int, float) or not 0 <= share < 1 else []
+    wrong += ["scale"] if recipe.get("scale", "-1..1") not in SCALES else []
     wrong += ["dataset"] if recipe.get("dataset") not in (None, *CLASSES) else []
     if wrong:
         raise UserError(f"{weights.path}: its metadata has {wrong[0]} {recipe[wrong[0]]!r:.40}; get the file again")

@@ -21,10 +21,11 @@ from paddle.static import InputSpec
 
 from common.atomic import flush_to_disk
 from common.errors import UserError
+from data.augment import SCALES
 from models.pretrained import model_from_file
 from reproduce import ROOT
 from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
-from reproduce.predict import class_names, say_classes
+from reproduce.predict import class_names, say_classes, scale_of
 
 _FILES = ("inference.json", "inference.pdiparams", "description.json")
 _TOLERANCE = 1e-5  # largest difference of a logit
@@ -122,6 +123,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 def description(weights, config, names) -> dict:
     """What a program needs to feed the network and to read its answer, and where the network comes from."""
+    divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[scale_of(weights)])
     return {
         "source": {"file": weights.path.name, "sha256": _sha256(weights.path)},
         "input": {
@@ -130,8 +132,8 @@ def description(weights, config, names) -> dict:
             "shape": [None, 3, config.image_size, config.image_size],
             "colours": "RGB",
             "resize": "whole picture, bilinear with Pillow's antialiasing, aspect ratio not kept",
-            "mean": [127.5] * 3,  # (pixel - mean) / std of pixels 0..255: data.augment.resize_crops
-            "std": [127.5] * 3,
+            "mean": [float(mean) for mean in offset * divisor],  # (pixel - mean) / std of pixels 0..255
+            "std": [float(std) for std in divisor],
         },
         "output": {"what": "logits", "dtype": "float32", "shape": [None, config.num_classes]},
         "class_names": names,

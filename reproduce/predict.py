@@ -16,7 +16,8 @@ import paddle
 from paddle.nn import functional as F
 
 from common.errors import UserError
-from data import CLASSES, dataset_files, load_dataset
+from data import CLASSES, FROM_FILES, dataset_files, load_dataset
+from data.augment import SCALES
 from data.image_files import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
 from models.pretrained import Weights, model_from_file
@@ -27,11 +28,19 @@ _TOP = 5
 
 def evaluated_from_files(weights: Weights) -> bool:
     """Whether the evaluation of these weights reads image files: not CIFAR and digits, which are in memory."""
-    return weights.metadata.get("recipe", {}).get("dataset", "imagenet") == "imagenet"
+    return weights.metadata.get("recipe", {}).get("dataset", "imagenet") in FROM_FILES
+
+
+def scale_of(weights: Weights) -> str:
+    """What pixel values become for these weights; a name of data.augment.SCALES. Raises UserError for another."""
+    scale = weights.metadata.get("recipe", {}).get("scale", "-1..1")
+    if scale not in SCALES:
+        raise UserError(f"{weights.path}: its metadata has scale {scale!r:.40}; get the file again")
+    return scale
 
 
 @paddle.no_grad()
-def probabilities(model, path, from_files: bool) -> np.ndarray:
+def probabilities(model, path, from_files: bool, scale: str = "-1..1") -> np.ndarray:
     """float32 (num_classes,) for the picture at `path`. Raises UserError for a file that is no picture.
 
     `from_files` resizes in 8 bits, as Pillow does, else in float32. Small images that are enlarged for the network
@@ -42,7 +51,7 @@ def probabilities(model, path, from_files: bool) -> np.ndarray:
         picture = ImageFiles([path], unused_label)
     else:
         picture = InMemory(np.asarray(read_image(path)).transpose(2, 0, 1)[None], unused_label)
-    images, _ = next(picture.stream([([0], None)], model.config.image_size))  # (1, 3, S, S)
+    images, _ = next(picture.stream([([0], None)], model.config.image_size, scale=scale))  # (1, 3, S, S)
     return F.softmax(model(images).astype("float32"), axis=-1)[0].numpy()
 
 
@@ -142,7 +151,7 @@ def main(argv=None) -> None:
         say("weights", f"{weights.path}: {report}")
         say("device", f"{device}, fp32")
         say_classes(names, origin, num_classes)
-        from_files = evaluated_from_files(weights)
+        from_files, scale = evaluated_from_files(weights), scale_of(weights)
         way = "8-bit, as for image files" if from_files else "float32, as for images in memory"
         say("images", f"{len(paths):,}, each resized whole to {size} x {size} px ({way})")
     for problem in problems:
@@ -150,7 +159,7 @@ def main(argv=None) -> None:
     failed = len(problems)
     for path in paths:
         try:
-            found = probabilities(model, path, from_files)
+            found = probabilities(model, path, from_files, scale)
         except UserError as reason:
             _complain(reason)
             failed += 1

@@ -1,9 +1,12 @@
-"""Before and after a run: the recipe chosen from the command line, files fetched, what to do with the result."""
+"""Before and after a run: the recipe chosen from the command line, files fetched, what to do with the result.
+
+With several processes the first one does what touches files, and the others wait for it.
+"""
 
 import argparse
+import contextlib
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +14,18 @@ from pathlib import Path
 import paddle
 
 from common.errors import UserError
+from common.lock import locked
+from data import dataset_sizes
 from data.download import fetch
-from models import model_config
+from models import has_batch_norm
 from models.pretrained import PRETRAINED_URLS
-from reproduce import ROOT, checkpoint, plan, plot
+from reproduce import ROOT, checkpoint, parallel, plan, plot
 from reproduce.command import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
-_NO_RUNS = ("evidence", "alignment", "pretrained", "exported")  # folders of logs/ and checkpoints/ that hold others
+# folders of logs/ and checkpoints/ that hold others
+_NO_RUNS = ("evidence", "study", "growth_stages", "alignment", "published", "reliability", "pretrained", "exported")
 _SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
 
 
@@ -33,18 +39,23 @@ class Job:
     result: dict | None = None
 
 
-def prepare(description: str) -> Job:
-    """Read the command line, say what was chosen, fetch what is missing. Exits after --list and --dry_run."""
+@contextlib.contextmanager
+def prepare(description: str):
+    """Read the command line, say what was chosen, fetch what is missing; gives the Job and keeps its run locked.
+
+    Exits after --list and --dry_run.
+    """
     options = parse(_parser(description))
     if options.list:
         _print_list()
         sys.exit(0)
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:  # set by paddle.distributed.launch
-        raise UserError("this version trains on one process; start it without paddle.distributed.launch")
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
     _check_run_name(job.run)
+    if recipe.batch_size < parallel.size():
+        raise UserError(f"--batch_size {recipe.batch_size}: smaller than the {parallel.size()} processes, of which "
+                        "each needs an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")  # fmt: skip
     why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
     chosen = "" if options.recipe else f" (chosen because {why})"
     say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
@@ -52,35 +63,76 @@ def prepare(description: str) -> Job:
         say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
     device = choose_device(recipe.device)
     _check_precision(recipe.precision, device)
-    say("device", f"{device}, {recipe.precision}" + ("" if recipe.device != "auto" else " (auto)"))
-    config = model_config(recipe.model, recipe.num_classes, recipe.image_size, **recipe.dropout_rates())
-    planned = plan.make_plan(recipe, config)
+    say("device", f"{device}, {recipe.precision}{parallel.described()}" + " (auto)" * (recipe.device == "auto"))
+    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
+    recipe = job.recipe = plan.with_epochs(recipe, sizes)
+    config = recipe.network(sizes.classes)
+    _check_batch_norm(recipe, config)
+    planned = plan.make_plan(recipe, config, sizes, parallel.size())
     if options.dry_run:
-        _print_plan(job, planned, device)
+        if parallel.is_main():
+            _print_plan(job, planned, device)
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
-    if options.restart:
-        _set_aside(job)
-    job.result = _result_of_finished(job)
-    if job.result is None:
-        if device == "cpu":
-            days, estimate = planned.estimate(plan.measured_flops_per_second())
-            if days >= _SLOW_DAYS:
-                say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
-        if recipe.pretrained:
-            _fetch_pretrained(Path(recipe.pretrained))
-        check_writable(job.out)
-    return job
+    parallel.start()
+    with _locked(job):
+        if parallel.is_main():
+            if options.restart:
+                _set_aside(job)
+            if _result_of_finished(job) is None:
+                _before_training(job, device, planned)
+        parallel.wait()
+        job.result = _result_of_finished(job)
+        parallel.same_everywhere(job.result is None, f"{job.out}: the processes see different files there; give --out "
+                                 "a folder that all nodes share")  # fmt: skip
+        if job.result is not None:
+            say("finished", "this run was trained before; its result stands below (--restart trains it again)")
+        yield job
+
+
+@contextlib.contextmanager
+def _locked(job: Job):
+    """Keep other starts of the same run away while this one works on it."""
+    if not parallel.is_main():
+        yield
+        return
+
+    def busy(holder):
+        raise UserError(f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another "
+                        "--run NAME")  # fmt: skip
+
+    check_writable(job.out)
+    folder = job.out / "checkpoints" / job.run
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), busy):
+        yield
+
+
+def _before_training(job: Job, device: str, planned: plan.Plan) -> None:
+    if device == "cpu":
+        days, estimate = planned.estimate(plan.measured_flops_per_second())
+        if days >= _SLOW_DAYS:
+            say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
+    for pretrained in (job.recipe.pretrained, job.recipe.second_pretrained):
+        if pretrained:
+            _fetch_pretrained(Path(pretrained))
 
 
 def finish(job: Job) -> None:
     """Draw the curves and say where everything is."""
+    if not parallel.is_main():
+        return
     picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
     best, last = job.result.get("best"), job.result["last"]
     weights = job.out / "checkpoints" / job.run / ("best.pdparams" if best else "last.pdparams")
     if best:
-        say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): test {describe(best['test'])}")
-        say("last", f"step {last['step']:,}: test {describe(last['test'])}")
+        what = {"validation": "the validation images, as there are no test images,", "all": "all images, as none are "
+                "held out,"}.get(job.result.get("test_is"), "test")  # fmt: skip
+        say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): {what} {describe(best['test'])}")
+        for network in ("first", "second"):
+            if f"test_{network}" in best:
+                say(f"  {network}", describe(best[f"test_{network}"]))
+        say("last", f"step {last['step']:,}: {what} {describe(last['test'])}")
     else:
         say("last", f"step {last['step']:,}, not evaluated (--eval_every 0)")
     say(
@@ -109,7 +161,7 @@ def run_name(recipe: Recipe) -> str:
 
 def _check_run_name(run: str) -> None:
     parts = Path(run).parts
-    if not parts or Path(run).is_absolute() or ".." in parts or run in _NO_RUNS:
+    if not parts or Path(run).is_absolute() or ".." in parts or str(Path(run)) in _NO_RUNS:
         raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of "
                         f"{', '.join(_NO_RUNS)}")  # fmt: skip
 
@@ -124,6 +176,20 @@ def _check_precision(precision: str, device: str) -> None:
                         "without a word; use --precision fp32")  # fmt: skip
 
 
+def _check_batch_norm(recipe: Recipe, config) -> None:
+    """Batch norm sees the images that are computed together, so these must be the batch on any hardware."""
+    if not has_batch_norm(config):
+        return
+    if recipe.recompute:
+        raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
+    if parallel.size() > 1:
+        raise UserError(f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics "
+                        "are those of the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0")  # fmt: skip
+    if recipe.micro_batch_size < recipe.batch_size:
+        raise UserError(f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics "
+                        f"of the whole batch of {recipe.batch_size}; give both the same")  # fmt: skip
+
+
 def check_writable(out: Path) -> None:
     """Raise UserError now rather than after hours if a run's folders cannot be written."""
     for name in ("logs", "checkpoints", "images"):
@@ -132,7 +198,7 @@ def check_writable(out: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another start may have the same moment
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER") from None
 
@@ -183,14 +249,17 @@ def _result_of_finished(job: Job) -> dict | None:
     weights = job.out / "checkpoints" / job.run / "last.pdparams"
     if not header_file.exists():
         return None
-    header = json.loads(header_file.read_text())
+    try:
+        header = json.loads(header_file.read_text())
+        header["recipe"], header["finished"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{header_file}: is damaged; remove it (the run then continues from its checkpoints)") from None
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
     if not header["finished"]:
         return None
     if not weights.exists():
         raise UserError(f"{header_file.parent}: holds the record of a finished run whose weights are not here; say "
                         "--restart to set it aside and train again, or choose another --run NAME")  # fmt: skip
-    say("finished", "this run was trained before; its result stands below (--restart trains it again)")
     return header["result"]
 
 

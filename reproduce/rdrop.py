@@ -64,11 +64,11 @@ def rdrop_loss(logits_a, logits_b, labels, alpha, kl_sum_over=1, form="sum", pad
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r}: one of {FORMS}")
-    log_p = _log_softmax(logits_a)
+    log_p = _log_softmax(logits_a, pad_mask)
     cross_entropy = _masked_mean(-_pick(log_p, labels, pad_mask), pad_mask)
     if logits_b is None:
         return RDropLoss(cross_entropy, cross_entropy, paddle.zeros_like(cross_entropy))
-    log_q = _log_softmax(logits_b)
+    log_q = _log_softmax(logits_b, pad_mask)
     cross_entropy = (cross_entropy + _masked_mean(-_pick(log_q, labels, pad_mask), pad_mask)) / 2
     # KL12 + KL21 in one sum whose terms are all >= 0; (P - Q) is exactly 0 where both have underflowed.
     kl_both_ways = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(axis=-1)
@@ -77,9 +77,11 @@ def rdrop_loss(logits_a, logits_b, labels, alpha, kl_sum_over=1, form="sum", pad
     return RDropLoss(2 * loss if form == "sum" else loss, cross_entropy, kl)
 
 
-def _log_softmax(logits):
+def _log_softmax(logits, pad_mask):
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype("float32")
+    if pad_mask is not None:  # padding may hold inf or nan, and their gradient would be 0 * nan = nan
+        logits = paddle.where(pad_mask.unsqueeze(-1), paddle.zeros_like(logits), logits)
     return F.log_softmax(logits, axis=-1)
 
 
@@ -93,6 +95,5 @@ def _pick(log_p, labels, pad_mask):
 def _masked_mean(x, pad_mask):
     if pad_mask is None:
         return x.mean()
-    # `where`, not a product: padding may hold inf or nan, and 0 * nan is nan.
-    count = (~pad_mask).astype(x.dtype).sum().clip(min=1.0)
-    return paddle.where(pad_mask, paddle.zeros_like(x), x).sum() / count
+    real = (~pad_mask).astype(x.dtype)
+    return (x * real).sum() / real.sum().clip(min=1.0)

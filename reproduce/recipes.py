@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from common.errors import UserError, near
 from data import CLASSES
-from models import MODELS
+from data.augment import SCALES
+from models import NAMES, Config, model_config
 from reproduce.rdrop import FORMS
 from reproduce.schedule import SCHEDULES
 
@@ -30,15 +31,22 @@ class Recipe:
     dataset: str = setting("cifar100", "data set", choices=tuple(CLASSES))
     train_per_class: int = setting(0, "training images kept of each class; 0 keeps all")
     validation_per_class: int = setting(10, "training images of each class held out for validation; 0 = none")
+    validation_share: float = setting(0.0, "share of each class held out instead (0.1 = 90/10); 0 = off")
+    strict: bool = setting(False, "stop at a picture of a table that cannot be read; off: leave it out, with its name")
     split_seed: int = setting(0, "which images the two options above choose; the same for all seeds of a study")
     image_size: int = setting(384, "pixels a side after cropping and resizing")
+    scale: str = setting("-1..1", "what pixel values become; imagenet = its mean and deviation", choices=tuple(SCALES))
     crop_min_area: float = setting(0.05, "smallest random crop, share of the image's area; 1 = no random crops")
     flip: bool = setting(False, "mirror half of the training images; the official code does not")
 
     # network
-    model: str = setting("ViT-B_16", "network", choices=tuple(MODELS))
+    model: str = setting("ViT-B_16", "network", choices=NAMES)
+    second_model: str = setting("", "another network trained beside it: the two are the views; '' = none",
+                                choices=("", *NAMES))  # fmt: skip
     pretrained: str = setting("", "weight file to start from; '' starts from random weights")
-    dropout: float = setting(0.1, "dropout rate after the position embedding and twice in each MLP; 0 = off")
+    second_pretrained: str = setting("", "weight file of the second network")
+    dropout: float = setting(0.1, "dropout rate after the position embedding and twice in each MLP, or before the head "
+                             "of a convolutional network; 0 = off")  # fmt: skip
     attention_dropout: float = setting(0.0, "dropout rate of the attention weights; 0 = off")
     projection_dropout: float = setting(0.0, "dropout rate after the attention's output projection; 0 = off")
 
@@ -48,7 +56,10 @@ class Recipe:
     kl_sum_over: int = setting(1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)")
     loss_form: str = setting("sum", "views added up (paper, official) or averaged (blog, port)", choices=FORMS)
 
-    # optimisation: SGD with momentum
+    # optimisation
+    optimizer: str = setting("momentum", "SGD with momentum, or Adam", choices=("momentum", "adam"))
+    num_epochs: int = setting(0, "passes over the training images, validated after each: sets num_steps and "
+                              "eval_every; 0 = these as given")  # fmt: skip
     num_steps: int = setting(10_000, "updates")
     batch_size: int = setting(512, "images an update; each is seen num_views times")
     learning_rate: float = setting(1e-2, "peak rate")
@@ -70,6 +81,8 @@ class Recipe:
     # hardware: does not change what the run means
     micro_batch_size: int = setting(32, "images in memory at once; lower it when memory is short",
                                     hardware=True)  # fmt: skip
+    recompute: bool = setting(False, "keep the inputs of the blocks alone and compute the rest twice: less memory, a "
+                              "third more time", hardware=True)  # fmt: skip
     eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
     precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True)
@@ -79,8 +92,18 @@ class Recipe:
     log_every: int = setting(10, "updates between two training records", hardware=True)
 
     @property
-    def num_classes(self) -> int:
-        return CLASSES[self.dataset]
+    def holds_out(self) -> bool:
+        """Whether there are validation images."""
+        return self.validation_per_class > 0 or self.validation_share > 0
+
+    def split(self) -> dict:
+        """The options of `data.load_dataset` and `data.dataset_sizes` that choose images."""
+        names = ("train_per_class", "validation_per_class", "validation_share", "split_seed")
+        return {name: getattr(self, name) for name in names}
+
+    def network(self, num_classes: int) -> Config:
+        """The configuration of the network, or of both."""
+        return model_config(self.model, num_classes, self.image_size, self.second_model, **self.dropout_rates())
 
     def dropout_rates(self) -> dict[str, float]:
         """The network's options that a recipe sets."""
@@ -105,6 +128,18 @@ _HEADLINE = Recipe(
 def _variant(base: Recipe, name: str, summary: str, **changes) -> Recipe:
     return dataclasses.replace(base, name=name, summary=summary, **changes)
 
+
+_GROWTH = Recipe(
+    "growth_stages",
+    "the blog's example: Res2Net50 and SE-ResNet50 side by side on pictures of growth stages (--data_dir)",
+    dataset="growth_stages", validation_per_class=0, validation_share=0.1,
+    image_size=256, crop_min_area=1.0, scale="0..1",
+    model="Res2Net50_vd_26w_4s", second_model="SE_ResNet50_vd", dropout=0.0,
+    alpha=0.6, loss_form="mean",
+    kl_sum_over=8,  # its compute_kl_loss sums over the batch
+    optimizer="adam", learning_rate=3e-4, schedule="constant", warmup_steps=0, max_grad_norm=0.0,
+    num_epochs=2, batch_size=8, micro_batch_size=8, eval_batch_size=8, log_every=1,
+)  # fmt: skip
 
 _ALL = (
     _HEADLINE,
@@ -148,6 +183,18 @@ _ALL = (
         num_steps=1000, batch_size=64, micro_batch_size=64, learning_rate=0.1, warmup_steps=100,
         eval_every=100, eval_batch_size=500, save_every=100,
     ),
+    _GROWTH,
+    _variant(_GROWTH, "growth_stages_independent", "the same two networks without the KL: neither sees the other",
+             alpha=0.0),
+    _variant(
+        _GROWTH, "growth_stages_single", "one of them with dropout before its head: two masks are the two views",
+        second_model="", dropout=0.1,
+    ),
+    _variant(
+        _GROWTH, "growth_stages_vit", "ViT-Ti/16 from an ImageNet file with R-Drop on the same pictures, 224 px",
+        model="ViT-Ti_16", second_model="", pretrained="checkpoints/pretrained/vit_tiny_patch16_224.safetensors",
+        image_size=224, scale="-1..1", dropout=0.1,
+    ),
 )  # fmt: skip
 
 RECIPES = {recipe.name: recipe for recipe in _ALL}
@@ -166,7 +213,7 @@ def get_recipe(name: str, **changes) -> Recipe:
 _FROM_1 = ("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "image_size", "kl_sum_over",
            "save_every", "log_every")  # fmt: skip
 _FROM_0 = ("train_per_class", "validation_per_class", "split_seed", "seed", "eval_every", "test_every", "alpha",
-           "warmup_steps", "weight_decay", "max_grad_norm", "workers")  # fmt: skip
+           "warmup_steps", "num_epochs", "weight_decay", "max_grad_norm", "workers")  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
@@ -188,7 +235,14 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
     if not 0 < recipe.learning_rate < float("inf"):
         raise UserError(f"--learning_rate {recipe.learning_rate}: must be above 0")
-    if recipe.select_on == "validation" and recipe.validation_per_class == 0:
+    if recipe.num_epochs and (recipe.num_steps, recipe.eval_every) != (Recipe.num_steps, Recipe.eval_every):
+        raise UserError(f"--num_epochs {recipe.num_epochs} sets --num_steps and --eval_every; to give these, say "
+                        "--num_epochs 0")  # fmt: skip
+    if recipe.second_model and recipe.num_views != 2:
+        raise UserError(f"--second_model {recipe.second_model}: two networks are two views; leave --num_views at 2")
+    if not 0 <= recipe.validation_share < 1:
+        raise UserError(f"--validation_share {recipe.validation_share}: must be at least 0 and below 1")
+    if recipe.select_on == "validation" and not recipe.holds_out:
         raise UserError("--validation_per_class 0 leaves nothing to choose the best checkpoint on; "
                         "hold some images out or say --select_on test")  # fmt: skip
 

@@ -9,65 +9,122 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
 import paddle
-from visualdl import LogWriter
+from visualdl.component.base_component import hparam, scalar
+from visualdl.writer.record_writer import RecordWriter
 
 from common.atomic import atomic_write
-from reproduce import PROCESSOR_SETTINGS, ROOT
+from reproduce import PROCESSOR_SETTINGS, ROOT, parallel
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pandas", "matplotlib", "visualdl", "pillow",
              "scikit-learn", "safetensors")  # fmt: skip
 
 
 class RunLog:
-    """Writer of one run's records. Opened anew on a resumed run, it drops the rows after `first_step`."""
+    """Writer of one run's records; the records themselves are `rows`, which resumable states keep too.
 
-    def __init__(self, folder: Path, header: dict, first_step: int, hyper_parameters: dict):
-        folder.mkdir(parents=True, exist_ok=True)
-        if first_step and (folder / "run.json").exists():  # a continued run: what it was started with stays on record
-            earlier = json.loads((folder / "run.json").read_text())
-            start = {key: earlier[key] for key in ("machine", "continued_after_step")}
-            header["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
-        self.folder, self.header = folder, header
-        self._metrics = folder / "metrics.jsonl"
-        rows = [row for row in read_metrics(folder) if row["step"] <= first_step] if first_step else []
-        with atomic_write(self._metrics, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        for old in folder.glob("vdlrecords.*"):  # made from metrics.jsonl, and again below
-            old.unlink()
-        self._board = LogWriter(logdir=str(folder))
-        plain = {k: (int(v) if isinstance(v, bool) else v) for k, v in hyper_parameters.items()}
-        self._board.add_hparams(plain, ["validation/accuracy", "test/accuracy"])
-        for row in rows:
-            self._to_board(row)
+    A disk that is full or a folder that is gone does not stop the run: it is said on stderr, the rows stay in
+    memory, and everything is written anew as soon as that works again.
+    """
+
+    def __init__(self, folder: Path, header: dict, rows: list[dict], hyper_parameters: dict):
+        self.folder, self.header, self._rows = folder, header, rows
+        self._hyper_parameters = {k: int(v) if isinstance(v, bool) else v for k, v in hyper_parameters.items()}
+        self._broken = False
+        self._write_all()
+
+    def add(self, step: int, values: dict) -> None:
+        """Append one record; the names of the values are VisualDL's tags ("train/loss")."""
+        row = {"step": step, **values}
+        self._rows.append(row)
+        try:
+            if self._broken or not self._metrics.exists():
+                self._write_all()
+                print(f"note: {self.folder}: written again, nothing is missing", file=sys.stderr)
+            else:
+                with open(self._metrics, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+                self._to_board(row)
+            self._broken = False
+        except OSError as error:
+            if not self._broken:
+                print(f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on, and the "
+                      "records are kept and written when there is room again", file=sys.stderr)  # fmt: skip
+            self._broken = True
+
+    def close(self, **more) -> None:
+        """End the record; `more` goes into the header."""
+        if self._broken or not self._metrics.exists():
+            self._write_all()
+        self.header.update(more)
         self._write_header()
+
+    @property
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def _write_all(self) -> None:
+        self._write_header()
+        with atomic_write(self._metrics, "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in self._rows)
+        for old in self.folder.glob("vdlrecords.*"):  # made from the rows, and here again
+            old.unlink()
+        self._board = self.folder / f"vdlrecords.{int(time.time()):010d}.log"
+        metrics = ["validation/accuracy", "test/accuracy"]
+        now = round(1000 * time.time())
+        self._append_to_board([hparam(self._board.name, self._hyper_parameters, metrics, now)])
+        for row in self._rows:
+            self._to_board(row)
 
     def _write_header(self) -> None:
         with atomic_write(self.folder / "run.json", "w") as file:
             json.dump(self.header, file, indent=1)
             file.write("\n")
 
-    def add(self, step: int, values: dict) -> None:
-        """Append one record; the names of the values are VisualDL's tags ("train/loss")."""
-        row = {"step": step, **values}
-        with open(self._metrics, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        self._to_board(row)
-
     def _to_board(self, row: dict) -> None:
-        for name, value in row.items():
-            if "/" in name:
-                self._board.add_scalar(tag=name, step=row["step"], value=value)
+        now = round(1000 * time.time())  # VisualDL's wall times are milliseconds
+        self._append_to_board(scalar(tag, value, row["step"], now) for tag, value in row.items() if "/" in tag)
+
+    def _append_to_board(self, records) -> None:
+        # Not through LogWriter: its background thread dies when the disk is full, and closing it then hangs.
+        with open(self._board, "ab") as file:
+            writer = RecordWriter(file)
+            for record in records:
+                writer.write(record.SerializeToString())
+
+
+class NoLog:
+    """What the processes besides the first one have."""
+
+    def add(self, step: int, values: dict) -> None:
+        pass
 
     def close(self, **more) -> None:
-        """End the record; `more` goes into the header."""
-        self._board.close()
-        self.header.update(more)
-        self._write_header()
+        pass
+
+
+def open_log(folder: Path, header: dict, rows: list[dict], hyper_parameters: dict, continued: bool):
+    """The log of a run in its first process; a run that is continued keeps its earlier starts on record."""
+    if not parallel.is_main():
+        return NoLog()
+    if continued:
+        header["earlier_starts"] = _earlier_starts(folder)
+    return RunLog(folder, header, rows, hyper_parameters)
+
+
+def _earlier_starts(folder: Path) -> list[dict]:
+    """Machine and first step of each earlier start."""
+    try:
+        earlier = json.loads((folder / "run.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return []
+    start = {key: earlier.get(key) for key in ("machine", "continued_after_step")}
+    return [*earlier.get("earlier_starts", []), start]
 
 
 def read_metrics(folder: Path) -> list[dict]:
@@ -102,6 +159,8 @@ def machine() -> dict:
         "packages": versions,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "processes": parallel.size(),
+        "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
         "settings": PROCESSOR_SETTINGS,
         "device": paddle.get_device(),
         "gpu": paddle.device.cuda.get_device_name() if paddle.get_device().startswith("gpu") else None,

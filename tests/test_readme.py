@@ -3,12 +3,13 @@
 import csv
 import hashlib
 import json
+import re
 
 import pytest
 
 from reproduce import ROOT
 
-READMES = ("README.md", "README_cn.md", "logs/README.md")
+READMES = ("README.md", "README_cn.md")
 
 
 def text(name):
@@ -19,15 +20,24 @@ def result(run):
     return json.loads(text(f"logs/evidence/{run}/run.json"))
 
 
-@pytest.mark.parametrize("run", ["digits", "cifar100_vit_ti16"])
 @pytest.mark.parametrize("readme", READMES)
-def test_accuracies_are_those_of_the_evidence(run, readme):
-    header = result(run)
-    assert header["finished"] and not header["machine"]["git_dirty"]
-    assert f"{100 * header['result']['best']['test']['accuracy']:.2f} %" in text(readme)
+def test_the_quick_start_promises_what_is_on_record(readme):
+    """The result tables have a test of their own: tests/reproduce/test_report.py."""
+    quick_start, rest = text(readme).split("results:begin")
+    for part in (quick_start, rest.split("results:end")[1]):  # the second is about the released weights
+        assert f"{100 * result('digits')['result']['best']['test']['accuracy']:.2f} %" in part
 
 
-@pytest.mark.parametrize("readme", READMES[:2])
+def test_every_run_on_record_is_finished_and_of_a_commit():
+    headers = sorted(path for name in ("evidence", "study") for path in (ROOT / "logs" / name).rglob("run.json"))
+    assert headers
+    for path in headers:
+        header = json.loads(path.read_text())
+        assert header["finished"] and header["machine"]["git_commit"] and not header["machine"]["git_dirty"], path
+        assert (path.parent / "metrics.jsonl").exists() and (path.parent / "predictions.npz").exists(), path
+
+
+@pytest.mark.parametrize("readme", READMES)
 def test_alignment_figures_are_those_of_the_report(readme):
     largest = {}
     with open(ROOT / "logs" / "alignment" / "differences.csv") as file:
@@ -54,3 +64,15 @@ def test_released_weights_give_the_figure_to_the_last_digit(command):
         key: expected[key] for key in ("correct", "total", "accuracy")
     }
     assert found["nll"] == pytest.approx(expected["nll"], rel=1e-4)  # another processor rounds otherwise
+
+
+@pytest.mark.parametrize("readme", ("README.md", "README_cn.md"))
+def test_the_growth_stage_figures_are_those_of_the_logs(readme):
+    rows = [line for line in text(readme).splitlines() if line.startswith("| [`growth_stages")]
+    assert len(rows) == 4
+    for row in rows:
+        folder = re.search(r"\(logs/(growth_stages/\w+)\)", row)[1]
+        last = json.loads(text(f"logs/{folder}/run.json"))["result"]["last"]
+        networks = [last.get(f"test_{which}") for which in ("first", "second")] + [last["test"]]
+        cells = [f"{100 * found['accuracy']:.2f}" if found else "-" for found in networks]
+        assert [cell.strip() for cell in row.split("|")[3:7]] == [*cells, f"{last['test']['nll']:.3f}"]

@@ -145,6 +145,9 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         def __len__(self):
             return len(self.split)
 
+        def __getattr__(self, name):
+            return getattr(self.split, name)
+
         def stream(self, *arguments):
             for index, (pixels, labels) in enumerate(self.split.stream(*arguments)):
                 run.batches.append((pixels.numpy().astype(dtype), labels.numpy()))
@@ -154,12 +157,12 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
     def load_dataset_observed(*_, **__):
         return dataclasses.replace(images(), train=ObservedSplit(images().train))
 
-    def build_model_replaying(*arguments, **options):
+    def build_replaying(config):
         with default_dtype("float32"):  # as the weight file
-            return replay_in_paddle(models.build_model(*arguments, **options), masks)
+            return replay_in_paddle(models.build(config), masks)
 
-    def load_weights_cast(model, *arguments):
-        report = load_weights(model, *arguments)
+    def load_weights_cast(model, *arguments, **options):
+        report = load_weights(model, *arguments, **options)
         model.to(dtype=dtype)
         return report
 
@@ -181,7 +184,7 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         mock.patch.multiple(
             product,
             load_dataset=load_dataset_observed,
-            build_model=build_model_replaying,
+            build=build_replaying,
             load_weights=load_weights_cast,
             accumulate_gradients=accumulate_observed,
             apply_gradients=apply_observed,

@@ -1,3 +1,6 @@
+import hashlib
+import pickle
+
 import numpy as np
 import paddle
 import pytest
@@ -16,7 +19,7 @@ def trained(steps, folder=None, resume=False):
     if resume:
         state = checkpoint.load_latest(folder)
         checkpoint.restore(state, model, optimizer, None)
-        first = state.step
+        first = state.progress.step
     for step in range(first, steps):
         paddle.seed(step)
         images = paddle.to_tensor(np.random.default_rng(step).normal(size=(4, 3, 8, 8)).astype("float32"))
@@ -24,7 +27,8 @@ def trained(steps, folder=None, resume=False):
         optimizer.step()
         optimizer.clear_grad()
         if folder is not None:
-            checkpoint.save(folder, checkpoint.capture(step + 1, {"alpha": 1}, model, optimizer, None, {}))
+            progress = checkpoint.Progress(step=step + 1)
+            checkpoint.save(folder, checkpoint.capture(progress, {"alpha": 1}, model, optimizer, None))
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
@@ -45,7 +49,7 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_named(tmp_path, capsy
     flipped[len(whole) // 2] ^= 1
     for damaged in (whole[: len(whole) // 2], bytes(flipped), b""):
         paths[1].write_bytes(damaged)
-        assert checkpoint.load_latest(tmp_path).step == 3
+        assert checkpoint.load_latest(tmp_path).progress.step == 3
         assert f"{paths[1]} is damaged" in capsys.readouterr().err
     paths[0].write_bytes(b"")
     with pytest.raises(
@@ -63,5 +67,17 @@ def test_another_meaning_is_refused_by_name(tmp_path):
     trained(1, tmp_path)
     state = checkpoint.load_latest(tmp_path)
     checkpoint.check_same_meaning(state.meaning, {"alpha": 1}, tmp_path)
+    checkpoint.check_same_meaning(state.meaning, {"alpha": 1, "num_epochs": 0}, tmp_path)  # came later, is off
+    with pytest.raises(UserError, match=r"num_epochs 0 -> 2"):
+        checkpoint.check_same_meaning(state.meaning, {"alpha": 1, "num_epochs": 2}, tmp_path)
     with pytest.raises(UserError, match=r"other settings \(alpha 1 -> 2\)"):
         checkpoint.check_same_meaning(state.meaning, {"alpha": 2}, tmp_path)
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    trained(1, tmp_path)
+    (path,) = tmp_path.iterdir()
+    payload = pickle.dumps({"step": 3, "model": {}}, protocol=4)
+    path.write_bytes(hashlib.sha256(payload).digest() + payload)
+    with pytest.raises(UserError, match="written by another version"):
+        checkpoint.load_latest(tmp_path)

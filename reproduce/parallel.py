@@ -1,0 +1,140 @@
+"""The processes that train or evaluate together, and the sums they exchange. One process needs none of it.
+
+`paddle.distributed.launch` starts them (see run_train.sh) and tells each its rank in environment variables. They
+share work by position: each takes a contiguous piece of the batch or of the split. So what is computed does not
+depend on their number.
+"""
+
+import contextlib
+import itertools
+import os
+import sys
+import time
+
+import numpy as np
+import paddle
+from paddle import distributed
+from paddle.base import core
+
+from common.errors import UserError
+from data.batches import pieces
+
+_waits = itertools.count()
+_PATIENCE = 1800  # seconds, as NCCL has; on one node the launcher notices a lost process at once
+_GRACE = 10  # seconds for the launcher to notice which process failed first
+
+
+def size() -> int:
+    """Number of processes."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints, logs and saves."""
+    return rank() == 0
+
+
+def start() -> None:
+    """Connect the processes. The device must have been chosen before."""
+    if size() > 1:
+        with _without_native_output():  # a list of Paddle's flags
+            distributed.init_parallel_env()
+
+
+@contextlib.contextmanager
+def _without_native_output():
+    """Keep what the libraries below Python write off the screen; errors come as exceptions."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+        try:
+            yield
+        finally:
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def described() -> str:
+    """For the line that names the device; "" with one process."""
+    nodes = int(os.environ.get("PADDLE_NNODES", "1"))
+    return f", {size()} processes" * (size() > 1) + f" on {nodes} nodes" * (nodes > 1)
+
+
+def share(length: int) -> slice:
+    """The piece of `length` items that falls to this process."""
+    return pieces(length, size())[rank()]
+
+
+def sum_over_ranks(values) -> np.ndarray:
+    """The sum over all processes of an array of the same shape, in float64; every process gets it."""
+    return _reduce(values, distributed.ReduceOp.SUM)
+
+
+def largest(value: int) -> int:
+    """The largest of the processes' values; every process gets it."""
+    return int(_reduce([value], distributed.ReduceOp.MAX)[0])
+
+
+def wait() -> None:
+    """Return when every process has come here; a lost contact after _PATIENCE.
+
+    Called where the processes need different times (saving, evaluating): Paddle's gloo gives up after 30 seconds.
+    """
+    if size() == 1:
+        return
+    store = core.create_or_get_global_tcp_store()
+    name = f"reproduce/wait/{next(_waits)}"
+    store.add(name, 1)
+    began = time.monotonic()
+    while store.add(name, 0) < size():
+        if time.monotonic() - began > _PATIENCE:
+            raise RuntimeError(f"gloo: another process has not come for {_PATIENCE} seconds")
+        time.sleep(0.01)
+
+
+def same_everywhere(value: int, message: str) -> None:
+    """Raise UserError(message) on every process unless all have the same value."""
+    if largest(value) != -largest(-value):
+        raise UserError(message)
+
+
+def _reduce(values, operation) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if size() == 1:
+        return values
+    tensor = paddle.to_tensor(values)
+    distributed.all_reduce(tensor, operation)
+    return tensor.numpy()
+
+
+def replicate(model):
+    """The network to train with: `model` itself, or one whose gradients are averaged over the processes."""
+    return paddle.DataParallel(model) if size() > 1 else model
+
+
+@contextlib.contextmanager
+def local_gradients(networks: list, local: bool = True):
+    """While it lasts, gradients of replicated networks add up in this process alone, to be averaged later."""
+    with contextlib.ExitStack() as stack:
+        for network in networks if local and size() > 1 else ():
+            stack.enter_context(network.no_sync())
+        yield
+
+
+def is_lost_contact(error: Exception) -> bool:
+    """Whether `error` is the message layer's complaint that another process is gone."""
+    return size() > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl", "TCP"))
+
+
+def await_the_launcher() -> None:
+    """After a lost contact: the launcher shall see the process that failed first, and it ends this one meanwhile."""
+    time.sleep(_GRACE)

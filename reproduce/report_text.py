@@ -1,0 +1,140 @@
+"""The words of the result tables in both languages; `{}` is where figures go."""
+# ruff: noqa: E501 (sentences; Chinese counts double)
+
+from reproduce.results import ARM_WORDS
+
+LANGUAGES = ("en", "cn")
+
+TEXT = {
+    "en": {
+        "index": 0,  # of pairs in literature.py
+        "arm": ARM_WORDS,
+        "not run": "not run yet",
+        "published header": ("model", "data", "paper {}", "official code {}", "Paddle port, as claimed {}",
+                             "the same, as its logs say {}", "others", "ours"),
+        "published": "Top-1 in %, each on the whole test set unless a note says otherwise. A row that was not run here says "
+                     "so, and a target that was not reached stays.",
+        "no figure": "no figure",
+        "audit cell": "{best_mean:.2f} best mean of {ranks} processes, {last_mean:.2f} its last; {single:.2f} best of one "
+                      "process, {single_last:.2f} its last",
+        "headline": "**The headline has not been run**: no GPU that PaddlePaddle supports was at hand, and `--dry_run` says "
+                    "at least 300 days for the 2 cores that were. What was run, through the same code:",
+        "headline run": "What was run:",
+        "runs header": ("run", "arm", "test top-1, %", "lowest to highest", "NLL, nats", "calibration error, points",
+                        "n", "seeds, with their logs", "steps", "px", "on"),
+        "runs": "Means over n seeds ± half of the 95 % interval (Student's t) of the mean; it tells how far other seeds would "
+                "move the mean, on this test set. The weights are those that were best on held-out training images, unless "
+                "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps.",
+        "test set": "chosen on the test set",
+        "not test": {"validation": "validation images: there is no test set", "all": "all images, training images too"},
+        "dirty": "from a changed working tree",
+        "cores": "{} cores, {}",
+        "processes": "{} processes",
+        "recipe": "`{recipe}`: {model} {start}, {dataset}, {images}, batch {batch}",
+        "scratch": "from random weights",
+        "pretrained": "from `{}`",
+        "all images": "all training images but those held out",
+        "images a class": "{} training images a class",
+        "test images": "{:,} test images",
+        "pairs header": ("run", "arms", "top-1, points", "NLL, nats", "n", "reading of the top-1"),
+        "pairs": "Two views minus baseline, seed by seed over the seeds that both have: the mean difference ± half of its 95 % interval (Student's t); of "
+                 "twenty such intervals one misses the truth by chance. A lower NLL is better.",
+        "no pairs": "No run with R-Drop stands beside a baseline of the same settings and seed yet.",
+        "versus": "{} against {}",
+        "same cost": "{} against {} (the same cost)",
+        "reading": {"above": "above the baseline", "below": "below the baseline",
+                    "holds 0": "the interval holds 0: no difference shown", "one": "one seed: cannot tell"},
+        "claims header": ("claim", "the logs support it", "why"),
+        "claims": "What the audit of the published logs says about the claims made on them:",
+        "supported": {"yes": "yes", "no": "**no**", "cannot tell": "cannot tell"},
+        "claims short": "Accuracies that were claimed with these logs: supported by them {yes}; not supported {no}; undecided "
+                        "{cannot tell} ([why](logs/published/audit.json)).",
+        "and": ", ",
+        "at the end": " at the end of training",
+        "none": "none",
+        "raw header": ("run", "test top-1 of the best weights (of the last)", "time", "command"),
+        "raw cell": "{:.2f} % ({:.2f} %), {:,} images",
+        "more": "More figures and an explanation on one page: [images/report.html](images/report.html), or `python -m "
+                "reproduce.report --html`. Two runs image by image: `python -m reproduce.report --compare RUN_A RUN_B`.",
+    },
+    "cn": {
+        "index": 1,
+        "arm": {"baseline": "基线", "no KL": "两个视图，无 KL", "summed": "KL 在 {} 张上求和", "averaged": "视图取平均",
+                "steps": "{:,} 步", "comma": "，"},
+        "not run": "尚未运行",
+        "published header": ("模型", "数据", "论文 {}", "官方代码 {}", "Paddle 移植版所称 {}", "其日志所示 {}", "其他", "本项目"),
+        "published": "top-1（%），除注明外均在整个测试集上统计。没有在这里运行过的行都有标明；没有达到的目标也留在表中。",
+        "no figure": "无数字",
+        "audit cell": "{ranks} 个进程平均最高 {best_mean:.2f}，最后 {last_mean:.2f}；单进程最高 {single:.2f}，最后 {single_last:.2f}",
+        "headline": "**主任务尚未运行**：手头没有 PaddlePaddle 支持的 GPU，而 `--dry_run` 估计在手头的 2 核 CPU 上至少需 300 天。"
+                    "用同一套代码实际运行过的有：",
+        "headline run": "实际运行过的有：",
+        "runs header": ("训练", "做法", "测试集 top-1，%", "最低至最高", "NLL，nat", "校准误差，百分点", "n", "种子与日志", "步数", "px",
+                        "硬件"),
+        "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。除该行注明外，"
+                "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。",
+        "test set": "在测试集上选出",
+        "not test": {"validation": "验证图片：没有测试集", "all": "全部图片，含训练图片"},
+        "dirty": "工作目录有未提交的改动",
+        "cores": "{} 核，{}",
+        "processes": "{} 个进程",
+        "recipe": "`{recipe}`：{model}，{start}，{dataset}，{images}，batch {batch}",
+        "scratch": "随机初始权重",
+        "pretrained": "初始权重 `{}`",
+        "all images": "除留出者外的全部训练图片",
+        "images a class": "每类 {} 张训练图片",
+        "test images": "{:,} 张测试图片",
+        "pairs header": ("训练", "比较", "top-1，百分点", "NLL，nat", "n", "top-1 的解读"),
+        "pairs": "在双方共有的种子上逐个相减（两个视图减基线）：平均差 ± 其 95 % 区间（Student t）的一半；二十个这样的区间中平均有一个会偶然不含真值。NLL 越低越好。",
+        "no pairs": "目前还没有设置与种子都相同的 R-Drop 与基线可供比较。",
+        "versus": "{} 对 {}",
+        "same cost": "{} 对 {}（计算量相同）",
+        "reading": {"above": "高于基线", "below": "低于基线", "holds 0": "区间包含 0：未显示差别", "one": "只有一个种子：无法判断"},
+        "claims short": "随这些日志一同宣布的精度：得到日志支持的：{yes}；没有得到支持的：{no}；无法判断的：{cannot tell}"
+                        "（[理由](logs/published/audit.json)）。",
+        "and": "、",
+        "at the end": "（训练结束时）",
+        "none": "无",
+        "more": "更多图与讲解见单页报告 [images/report.html](images/report.html)，或运行 `python -m reproduce.report --html`。"
+                "逐张图片比较两次训练：`python -m reproduce.report --compare RUN_A RUN_B`。",
+    },
+}  # fmt: skip
+
+# Of the figures, by plot.Drawing.kind; {recipe} is filled in.
+CAPTIONS = {
+    "published_accuracy": (
+        "The published logs: the highest values are those of one rank, which counted a quarter of the test set; the black "
+        "line is the accuracy on all of it.",
+        "公布的日志：最高的数值来自一个只统计了四分之一测试集的进程；黑线才是整个测试集上的精度。",
+    ),
+    "published_loss": (
+        "The published losses begin near 16 ln(100) and are divided by 16 here, the steps of accumulation over which they "
+        "were added up.",
+        "公布的损失从约 16 ln(100) 开始，这里除以 16，即相加的梯度累积步数。",
+    ),
+    "kl_weight": (
+        "Summed over the micro-batch, the KL term is as strong as the micro-batch is large: official defaults 9.6, the "
+        "paper's formula 0.3. Here `--kl_sum_over` says it.",
+        "KL 在 micro-batch 上求和时，其强度与 micro-batch 的大小成正比：官方默认设置为 9.6，论文公式为 0.3。这里由 `--kl_sum_over` 给出。",
+    ),
+    "pair": (
+        "`{recipe}`, R-Drop against its baseline: the mean over seeds and the range they span.",
+        "`{recipe}`：R-Drop 与基线，各种子的平均与范围。",
+    ),
+    "strength": (
+        "`{recipe}`: test accuracy against the strength of the KL term.",
+        "`{recipe}`：测试精度与 KL 项强度的关系。",
+    ),
+    "reliability": (
+        "`{recipe}`: accuracy against confidence, all seeds of an arm together.",
+        "`{recipe}`：置信度与精度，各做法的全部种子合在一起。",
+    ),
+    "growth": (
+        "The growth-stage example on 158 tomato photos, one seed: a check of the path, no evidence about R-Drop.",
+        "生长阶段的例子：158 张番茄照片，一个种子；只检查流程，不是关于 R-Drop 的证据。",
+    ),
+    "superclasses": (
+        "`{recipe}`: which of the 20 superclasses of CIFAR-100 are taken for which.",
+        "`{recipe}`：CIFAR-100 的 20 个大类之间的混淆。",
+    ),
+}

@@ -1,0 +1,62 @@
+"""The snippet of README "Use R-Drop in your own loop" runs as it stands there, in a program of a user's own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from reproduce import ROOT
+
+HEADINGS = {"README.md": "## Use R-Drop in your own loop", "README_cn.md": "## 在自己的训练循环中使用 R-Drop"}
+
+BEFORE = """
+import paddle
+from paddle import nn
+from sklearn.datasets import load_digits
+
+paddle.seed(0)
+digits = load_digits()
+samples = [(image[None].astype("float32") / 16, label) for image, label in zip(digits.images, digits.target)]
+loader = paddle.io.DataLoader(samples[:640], batch_size=64, shuffle=True)
+network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10))
+optimizer = paddle.optimizer.Adam(3e-3, parameters=network.parameters())
+for epoch in range(5):
+"""
+
+
+def snippet(readme):
+    section = (ROOT / readme).read_text().split(HEADINGS[readme] + "\n")[1].split("\n## ")[0]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("way", ["PYTHONPATH", "copy of rdrop.py"])
+def test_the_loss_goes_down(way, tmp_path):
+    (tmp_path / "mine.py").write_text(BEFORE + textwrap.indent(snippet("README.md"), "    "))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if way == "PYTHONPATH":
+        environment["PYTHONPATH"] = str(ROOT)
+    else:
+        (tmp_path / "reproduce").mkdir()
+        shutil.copy(ROOT / "reproduce" / "rdrop.py", tmp_path / "reproduce")
+    done = subprocess.run(
+        [sys.executable, "mine.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = np.array([re.findall(r"\d+\.\d+", line) for line in done.stdout.splitlines()], float)
+    assert found.shape == (50, 3)  # 5 epochs of 10 batches: loss, cross-entropy, KL
+    loss, cross_entropy, kl = found.T
+    np.testing.assert_allclose(loss, 2 * (cross_entropy + 0.3 * kl), atol=3e-4)  # printed with 4 digits
+    assert kl.min() > 0
+    assert loss[0] > 2 * np.log(10) * 0.9  # untrained: both views know nothing of the ten digits
+    assert loss[-10:].mean() < loss[:10].mean() / 2
+
+
+def test_both_readmes_have_the_same_snippet():
+    assert snippet("README.md") == snippet("README_cn.md")
+    for readme in HEADINGS:
+        assert ".venv/bin/python -m reproduce.sequence_example\n" in (ROOT / readme).read_text()

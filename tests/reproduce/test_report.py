@@ -1,0 +1,380 @@
+"""The report: READMEs and page are what logs/ say, one changed digit is noticed, two runs are compared correctly."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHARED, assert_user_error
+from making_runs import change_header, make_run
+from scipy import stats
+
+from common.errors import UserError
+from reproduce import ROOT, published_record
+from reproduce.compare import bootstrap, compare, describe, mcnemar
+from reproduce.literature import ROWS, SOURCES, TARGET
+from reproduce.report import BEGIN, END, main
+from reproduce.report_page import _FORMS
+from reproduce.report_sections import read_evidence, sections
+from reproduce.report_tables import Table, html_table, pairs_table, published_table, runs_table
+from reproduce.report_text import LANGUAGES, TEXT
+from reproduce.results import CITED
+
+READMES = ("README.md", "README_cn.md", "logs/README.md")
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of what the report reads and writes."""
+    root = tmp_path / "project"
+    (root / "logs").mkdir(parents=True)
+    for name in (*CITED, "growth_stages", "published"):
+        shutil.copytree(ROOT / "logs" / name, root / "logs" / name)
+    for name in READMES:
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "images" / "figures", root / "images" / "figures")
+    shutil.copy(ROOT / "images" / "report.html", root / "images")
+    return root
+
+
+def check(root) -> None:
+    main(["--check", "--root", str(root)])
+
+
+# ---- what is committed is what the logs say
+
+
+def test_the_committed_readmes_and_page_are_what_the_logs_say(command):
+    done = command("reproduce.report", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "figure"),
+    [("README.md", "43.61"), ("README_cn.md", "43.61"), ("logs/README.md", "98.00"), ("images/report.html", "43.61")],
+)
+def test_one_changed_digit_is_named_with_its_line(project, name, figure):
+    check(project)
+    path = project / name
+    text = path.read_text()
+    place = text.index(figure, text.index("results:begin") if name in READMES else 0)
+    wrong = figure[:-1] + "9"
+    path.write_text(text[:place] + wrong + text[place + len(figure) :])
+    line = text[:place].count("\n") + 1
+    with pytest.raises(
+        UserError, match=rf"^{name}, line {line}: stale, it has '.*{wrong}.*' where logs/ say '.*{figure}"
+    ):
+        check(project)
+
+
+def test_a_stale_readme_is_one_line_and_exit_code_2(project, command):
+    path = project / "README.md"
+    path.write_text(path.read_text().replace("93.01 best mean", "93.02 best mean"))
+    assert_user_error(command("reproduce.report", "--check", "--root", project), "README.md, line", "93.02 best mean")
+
+
+def test_a_changed_log_makes_all_of_them_stale_and_report_mends_them(project, capsys):
+    before = {name: (project / name).read_text() for name in READMES}
+    folder = project / "logs" / "evidence" / "digits"
+    change_header(folder, lambda header: header["result"]["best"]["test"].update(accuracy=0.9312))
+    with pytest.raises(UserError, match=r"README.md, line \d+: stale"):
+        check(project)
+    main(["--root", str(project)])
+    with pytest.raises(UserError, match=r"images/report.html, line \d+: stale"):
+        check(project)
+    main(["--html", "--root", str(project)])
+    check(project)
+    for name, old in before.items():
+        new = (project / name).read_text()
+        assert new != old and new.split(BEGIN)[0] == old.split(BEGIN)[0] and new.split(END)[1] == old.split(END)[1]
+    assert "written:    README_cn.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("marker", [BEGIN, END])
+def test_a_readme_without_markers_is_left_alone(project, marker):
+    path = project / "README_cn.md"
+    path.write_text(path.read_text().replace(marker, ""))
+    before = {name: (project / name).read_text() for name in READMES}
+    with pytest.raises(UserError, match=r"README_cn\.md: needs the line"):
+        main(["--root", str(project)])
+    assert {name: (project / name).read_text() for name in READMES} == before
+
+
+def test_all_pictures_and_logs_that_the_readmes_and_the_page_link_to_are_there():
+    for name in (*READMES, "images/report.html"):
+        text = (ROOT / name).read_text()
+        if name in READMES:
+            links = re.findall(r"\]\(([^)#]+)\)", text[text.index(BEGIN) : text.index(END)])
+        else:
+            links = re.findall(r'<a href="([^"#]+)"', text)
+        local = [link for link in links if "://" not in link]
+        assert local
+        for link in local:
+            assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+
+
+# ---- the tables
+
+
+def test_rows_that_were_not_run_say_so_and_a_run_fills_the_row_it_belongs_to(project):
+    def cells(language):
+        evidence = read_evidence(project)
+        return [row[-1] for row in published_table(evidence.record, evidence.groups, language).rows]
+
+    assert {cell.strip("*") for cell in cells("en")} == {"not run yet"}
+    assert {cell.strip("*") for cell in cells("cn")} == {"尚未运行"}
+    headline = {"name": "cifar100_vit_b16_rdrop", "train_per_class": 0, "batch_size": 512, "model": "ViT-B_16",
+                "image_size": 384, "num_steps": 10_000, "alpha": 0.3, "kl_sum_over": 32}  # fmt: skip
+    for seed, wrong in ((1, 660), (2, 700)):
+        make_run(project / "logs" / "study", f"headline{seed}", wrong, like="cifar100_vit_ti16", seed=seed, **headline)
+    short = headline | {"num_steps": 100}
+    make_run(project / "logs" / "study", "short", 10, like="cifar100_vit_ti16", seed=1, **short)
+    found = cells("en")
+    half = stats.t.ppf(0.975, 1) * 0.2 / 2**0.5 * 2**0.5
+    assert found[ROWS.index(TARGET)] == (f"93.20 ± {half:.2f}, R-Drop, alpha 0.3, KL summed over 32, n = 2")
+    assert sum("not run yet" in cell for cell in found) == len(ROWS) - 1
+    assert "**The headline has not been run**" not in sections(read_evidence(project))["README.md"]
+
+
+def test_a_figure_says_when_it_was_chosen_on_the_test_set_or_from_a_changed_tree(project):
+    folder = make_run(project / "logs" / "study", "loose", seed=9, select_on="test", alpha=7.0)
+    change_header(folder, lambda header: header["result"]["best"].update(selected_on="test"))
+    change_header(folder, lambda header: header["machine"].update(git_dirty=True))
+    pictures = make_run(project / "logs" / "study", "pictures", seed=9, alpha=8.0)
+    change_header(pictures, lambda header: header["result"].update(test_is="validation"))
+    rows = {row[1]: row[2] for row in runs_table(read_evidence(project).groups, "en").rows}
+    assert rows["R-Drop, alpha 7, select_on test"] == "98.00 (chosen on the test set, from a changed working tree)"
+    assert rows["R-Drop, alpha 8"] == "98.00 (validation images: there is no test set)"
+
+
+def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
+    root = tmp_path
+    shutil.copytree(ROOT / "logs" / "published", root / "logs" / "published")
+    wrong = {"above": ([5, 6, 5], [15, 16, 16]), "below": ([15, 16, 16], [5, 6, 5]), "holds 0": ([5, 20, 9], [9, 9, 9]),
+             "one": ([5], [15])}  # fmt: skip
+    for number, (one, other) in enumerate(wrong.values()):
+        for seed, counts in enumerate(zip(one, other, strict=True)):
+            for views, count in zip((2, 1), counts, strict=True):
+                make_run(root / "logs" / "study", f"{number}-{views}-{seed}", count, seed=seed, num_views=views,
+                         name=f"recipe {number}", momentum=number / 10)  # fmt: skip
+    rows = pairs_table(read_evidence(root).pairs, "en").rows
+    assert [row[-1] for row in rows] == [TEXT["en"]["reading"][name] for name in wrong]
+    assert rows[0][2].startswith("+2.07 ± ") and rows[3][2] == "+2.00" and rows[3][4] == "1"
+
+
+def test_every_published_figure_has_a_source_and_both_languages_have_every_word():
+    assert {source for row in ROWS for _, source in row.others} <= set(SOURCES)
+    assert all(len(pair) == len(LANGUAGES) and all(pair) for pair in SOURCES.values())
+    record = read_evidence().record
+    for language in LANGUAGES:
+        table = published_table(record, [], language)
+        assert all(len(row) == len(table.header) for row in table.rows)
+        for number in range(1, len(SOURCES) + 1):
+            used = [*table.header, *(cell for row in table.rows for cell in row)]
+            assert any(f"[{number}]" in text for text in used), number
+    assert {k for k in TEXT["cn"] if k not in TEXT["en"]} == set()
+
+
+def test_the_audited_cell_is_that_of_the_record():
+    record = read_evidence().record
+    rows = published_table(record, [], "en").rows
+    (cell,) = (row[5] for row in rows if row[5])
+    assert cell == ("93.01 best mean of 4 processes, 93.01 its last; 93.40 best of one process, 92.81 its last")
+    assert rows[ROWS.index(TARGET)][5] == cell
+
+
+# ---- the record of the published logs
+
+
+def test_the_record_is_what_the_audit_of_the_raw_logs_gives(tmp_path, monkeypatch):
+    raw = SHARED / "published_logs" / "zbp"
+    if not raw.is_dir():
+        pytest.skip(f"the published logs are not at {raw}")
+    monkeypatch.setattr(published_record, "ROOT", tmp_path)
+    monkeypatch.setattr(published_record, "FOLDER", tmp_path / "again")
+    published_record.write_record(
+        published_record.audit([published_record.read_log(path) for path in sorted(raw.glob("*.log"))]),
+        tmp_path / "again",
+    )
+    for name in ("audit.json", "accuracy.csv", "loss.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (ROOT / "logs" / "published" / name).read_bytes(), name
+
+
+def test_a_record_of_a_part_of_the_logs_is_not_written(tmp_path, command):
+    before = (ROOT / "logs" / "published" / "audit.json").read_bytes()
+    assert_user_error(command("reproduce.published_record", tmp_path / "missing.log"), "missing.log: no such file")
+    assert (ROOT / "logs" / "published" / "audit.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["audit.json", "accuracy.csv", "loss.csv"])
+def test_a_damaged_record_is_named(project, name):
+    (project / "logs" / "published" / name).write_text("")
+    with pytest.raises(UserError, match=r"published: the record of the published logs is not whole"):
+        check(project)
+
+
+# ---- the page
+
+
+class Page(HTMLParser):
+    """Tags that are open, ids and addresses of a page."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses, self.text = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "xlink:href"):
+                self.addresses.append((tag, value))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_else():
+    text = (ROOT / "images" / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert all(tag == "a" for tag, address in page.addresses if not address.startswith("#"))
+    inside = {address[1:] for _, address in page.addresses if address.startswith("#")}
+    inside |= set(re.findall(r"url\(#([^)]+)\)", text))
+    assert inside <= set(page.ids) and "@import" not in text and re.findall(r"url\((?!#)", text) == []
+    assert 'name="viewport"' in text and "$" not in "".join(page.text)
+    evidence = read_evidence()
+    assert page.tags.count("svg") == page.tags.count("figure") == len(evidence.drawings)
+    words = " ".join("".join(page.text).split())
+    for verdict in evidence.record.verdicts:
+        assert verdict["why"] in words
+
+
+def test_a_missing_figure_is_named(project):
+    (project / "images" / "figures" / "kl_weight.svg").unlink()
+    with pytest.raises(UserError, match=r"kl_weight\.svg: no such figure; draw it first with python -m reproduce.plot"):
+        main(["--html", "--root", str(project)])
+
+
+def test_cells_become_html_without_letting_markup_through():
+    table = Table(("a < b",), [("**x** `<y>` [z](logs/z) [w](https://w.org)",)])
+    text = html_table(table, "../")
+    assert "<th>a &lt; b</th>" in text and "<strong>x</strong> <code>&lt;y&gt;</code>" in text
+    assert '<a href="../logs/z">z</a> <a href="https://w.org">w</a>' in text
+
+
+def test_the_forms_of_the_loss_amount_to_the_weights_beside_them():
+    weights = {row[0]: (float(row[2]), row[3], float(row[5])) for row in _FORMS.rows[:-1]}
+    for name, (alpha, n, weight) in weights.items():
+        assert weight == pytest.approx(alpha / 2 if name == "paper" else alpha * int(n.split("= ")[-1]))
+
+
+# ---- the evidence side reads logs and nothing else
+
+
+def test_nothing_of_training_is_imported():
+    code = ("import sys, reproduce.report; print([m for m in sys.modules if m.split('.')[0] == 'models' "
+            "or m in ('reproduce.train', 'reproduce.prepare', 'reproduce.recipes')])")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# ---- two runs image by image
+
+
+def test_comparison_of_runs_with_a_known_answer(tmp_path):
+    a = make_run(tmp_path, "a", np.arange(0, 30), nll=0.10)  # wrong 0..29
+    b = make_run(tmp_path, "b", np.arange(10, 60), nll=0.25)  # wrong 10..59
+    found = compare(a, b)
+    assert found.images == 500 and found.accuracies == pytest.approx((470 / 500, 450 / 500))
+    assert (found.only_a, found.only_b) == (30, 10)
+    assert found.mcnemar_p == pytest.approx(stats.binomtest(10, 40, 0.5).pvalue)
+    gains = np.zeros(500)
+    gains[:10], gains[30:60] = -1, 1
+    half = 1.96 * gains.std() / np.sqrt(500)
+    assert found.accuracy.value == pytest.approx(0.04)
+    assert (found.accuracy.low, found.accuracy.high) == pytest.approx((0.04 - half, 0.04 + half), abs=0.002)
+    assert found.nll == pytest.approx((-0.15,) * 3, abs=1e-6)
+    assert compare(a, b) == found  # seeded
+    assert compare(b, a).accuracy.value == pytest.approx(-0.04)
+    text = dict(describe(found, "a", "b"))
+    assert text["top-1, A-B"].startswith("+4.00 points") and "differ in accuracy" in text["reading"]
+
+
+def test_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = [low <= 0 <= high for _, low, high in bootstrap(rng.normal(size=(80, 300)), 500)]
+    assert 0.88 < np.mean(covered) < 0.99
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (10, 30), (700, 612)])
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b):
+    expected = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert mcnemar(only_a, only_b) == pytest.approx(expected)
+
+
+def test_the_same_run_twice_cannot_be_told_apart(command):
+    done = command("reproduce.report", "--compare", "evidence/digits", "logs/evidence/digits")
+    assert done.returncode == 0, done.stderr
+    assert "+0.00 points" in done.stdout and "p = 1 (exact" in done.stdout
+    assert "cannot be told apart" in done.stdout
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path, command):
+    a = make_run(tmp_path, "a")
+    other = make_run(tmp_path, "other", like="cifar100_vit_ti16")
+    short, labels, damaged = (make_run(tmp_path, name) for name in ("short", "labels", "damaged"))
+    missing, going = (make_run(tmp_path, name) for name in ("missing", "going"))
+
+    def shorten(columns):
+        return {name: column[:-1] for name, column in columns.items()}
+
+    def relabel(columns):
+        moved = (columns["labels"] + 1) % 10
+        return columns | {"labels": moved, "top5": (columns["top5"] + 1) % 10}
+
+    for folder, change in ((short, shorten), (labels, relabel)):
+        with np.load(folder / "predictions.npz") as file:
+            columns = change(dict(file))
+        np.savez(folder / "predictions.npz", **columns)
+        hits = columns["labels"] == columns["top5"][:, 0]
+        counts = {"correct": int(hits.sum()), "total": len(hits)}
+        change_header(folder, lambda header, counts=counts: header["result"]["best"]["test"].update(counts))
+    content = (damaged / "predictions.npz").read_bytes()
+    (damaged / "predictions.npz").write_bytes(content[: len(content) // 2])
+    (missing / "predictions.npz").unlink()
+    change_header(going, lambda header: header.update(finished=False))
+    for run, fragment in (
+        (other, "500 images of digits, .* 10,000 of cifar100; compare runs with the same test set"),
+        (short, "500 images of digits, .* 499 of digits"),
+        (labels, "other labels from image 0 on"),
+        (damaged, "predictions.npz: not readable as predictions"),
+        (missing, "predictions.npz: no such file"),
+        (going, "this run has not finished"),
+        (tmp_path / "none", "none: not a run"),
+    ):
+        with pytest.raises(UserError, match=fragment):
+            main(["--compare", str(a), str(run)])
+    done = command("reproduce.report", "--compare", a, "nowhere")
+    assert_user_error(done, "nowhere: not a run", "reproduce.results")
+    assert json.loads((a / "run.json").read_text())["finished"]

@@ -1,0 +1,78 @@
+"""Studies: every run once, stopped and continued, with the records of single runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import assert_user_error
+
+from reproduce import ROOT
+from reproduce.recipes import RECIPES, get_recipe
+from reproduce.study import STUDIES, runs_of
+
+SHORT = ("--num_steps", 60, "--warmup_steps", 2, "--eval_every", 30, "--batch_size", 16, "--save_every", 3)
+
+
+def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
+    arguments = ["digits", "--seeds", 1, "--arm", "baseline", "--arm", "rdrop_1", *SHORT, "--out", tmp_path]
+    words = [sys.executable, "-m", "reproduce.study", *map(str, arguments)]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = tmp_path / "checkpoints" / "study" / "digits-baseline-seed1"
+    while not list(first.glob("step_*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143 and "stopped by SIGTERM in study/digits-baseline-seed1" in stderr
+    assert "Continue with: bash run_train.sh --study digits --seeds 1" in stderr
+    done = command("reproduce.study", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "2 arms of digits x 1 seeds" in done.stdout and "all 2 runs" in done.stdout
+    headers = {arm: json.loads((tmp_path / "logs" / "study" / f"digits-{arm}-seed1" / "run.json").read_text())
+               for arm in ("baseline", "rdrop_1")}  # fmt: skip
+    assert all(header["finished"] for header in headers.values())
+    assert [headers[arm]["recipe"]["num_views"] for arm in headers] == [1, 2]
+    again = command("reproduce.study", *arguments)
+    assert again.returncode == 0 and "2 of 2 runs finished" in again.stdout and "run:" not in again.stdout
+    other = command("reproduce.study", *arguments, "--batch_size", 8)
+    assert_user_error(other, "other settings (batch_size 16 -> 8)")
+    listed = command("reproduce.study", *arguments, "--seeds", 2, "--list").stdout
+    assert listed.count("\nfinished") == 2 and listed.count("\nto do") == 2
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
+    study = STUDIES[name]
+    recipes = {arm: get_recipe(study.recipe, **changes) for arm, changes in study.arms.items()}
+    assert len({json.dumps(recipe.meaning()) for recipe in recipes.values()}) == len(recipes) >= 5
+    base = RECIPES[study.recipe]
+    assert recipes["baseline_twice"].num_steps * 1 == base.num_steps * base.num_views  # equal compute
+    runs = runs_of(name, 2, list(study.arms), [])
+    assert len({run.name for run in runs}) == len(runs) == 2 * len(study.arms)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["digit"], ["unknown study 'digit'", "did you mean digits"]),
+        (["digits", "--arm", "rdrop"], ["--arm rdrop: did you mean"]),
+        (["digits", "--seeds", "0"], ["--seeds 0"]),
+        (["digits", "--seed", "3"], ["--seeds N"]),
+        (["digits", "--dry_run"], ["--dry_run", "--list"]),
+        (["digits", "--alfa", "3", "--seeds", "1"], ["--alfa 3", "--alpha"]),
+    ],
+)
+def test_bad_input(command, tmp_path, arguments, fragments):
+    assert_user_error(command("reproduce.study", *arguments, "--out", tmp_path), *fragments)
+
+
+def test_the_script_knows_studies(tmp_path):
+    done = subprocess.run(
+        ["bash", "run_train.sh", "--study", "digits", "--list", "--seeds", "1"], cwd=ROOT, capture_output=True,
+        text=True, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 0 and "digits-baseline_twice-seed1" in done.stdout, done.stderr
