@@ -2,7 +2,8 @@
 
 Dropout (rate `dropout`) acts after the position embedding and twice in each MLP; attention weights and the
 attention's output projection have rates of their own, 0 by default (dropreg/R-Drop, vit_src/models/configs.py).
-Query, key and value are three layers: cutting them out of one joint product costs a copy of its gradient.
+Query, key and value are three layers: cutting them out of one joint product costs a copy of its gradient. The head
+reads the class token alone, so the last block computes that token alone, from the keys and values of all.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
+
+from models.on_cpu import GELU, Dropout, LayerNorm, Linear
 
 
 @dataclass(frozen=True)
@@ -35,37 +38,59 @@ class ViTConfig:
         """Patches of an image and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
+    def flops_by_part(self) -> dict[str, int]:
+        """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as 2)."""
+        d, others = self.width, self.depth - 1
+        rows = others * self.tokens + 1  # of all blocks; the last one computes the class token alone
+        return {
+            "patch embedding": 2 * (self.tokens - 1) * 3 * self.patch_size**2 * d,
+            "key, value": 4 * self.depth * self.tokens * d * d,
+            "query, projection": 4 * rows * d * d,
+            "scores, weighted sum": 4 * rows * self.tokens * d,
+            "MLP": 4 * rows * d * self.mlp_width,
+            "head": 2 * d * self.num_classes,
+        }
+
     def flops_per_image(self) -> int:
-        """Floating-point operations of the matrix products in one forward pass (a multiply-add counts as 2)."""
+        """The sum of `flops_by_part`."""
+        return sum(self.flops_by_part().values())
+
+    def flops_before(self, block: int) -> int:
+        """What of `flops_per_image` comes before that block, counted from 0; the last block is its smallest."""
+        if not block:
+            return 0
         t, d = self.tokens, self.width
-        patches = (t - 1) * 3 * self.patch_size**2 * d
-        attention = 4 * t * d * d + 2 * t * t * d  # query, key, value, projection; scores and weighted sum
-        mlp = 2 * t * d * self.mlp_width
-        return 2 * (patches + self.depth * (attention + mlp) + d * self.num_classes)
+        whole_block = 8 * t * d * d + 4 * t * t * d + 4 * t * d * self.mlp_width
+        return self.flops_by_part()["patch embedding"] + block * whole_block
 
 
 class Attention(nn.Layer):
-    """Multi-head self-attention: (B, T, D) -> (B, T, D)."""
+    """Multi-head attention of the tokens `x` (B, t, D) to the tokens `context` (B, T, D): -> (B, t, D)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.width // config.heads
         bias = None if config.qkv_bias else False
-        self.query, self.key, self.value = (nn.Linear(config.width, config.width, bias_attr=bias) for _ in range(3))
-        self.proj = nn.Linear(config.width, config.width)
-        self.weights_dropout = nn.Dropout(config.attention_dropout)
-        self.proj_dropout = nn.Dropout(config.projection_dropout)
+        self.query, self.key, self.value = (Linear(config.width, config.width, bias_attr=bias) for _ in range(3))
+        self.proj = Linear(config.width, config.width)
+        self.weights_dropout = Dropout(config.attention_dropout)
+        self.proj_dropout = Dropout(config.projection_dropout)
+        self.fused = False  # in one kernel, which GPUs have
 
-    def split_heads(self, x):
-        return x.reshape([0, 0, self.heads, self.head_dim]).transpose([0, 2, 1, 3])
+    def forward(self, x, context):
+        q, k, v = (y.reshape([0, 0, self.heads, self.head_dim])
+                   for y in (self.query(x), self.key(context), self.value(context)))  # fmt: skip
+        x = self.fused_attention(q, k, v) if self.fused else self.attention(q, k, v)  # (B, t, heads, head_dim)
+        return self.proj_dropout(self.proj(x.flatten(2)))
 
-    def forward(self, x):
-        q = self.split_heads(self.query(x)) * self.head_dim**-0.5  # (B, heads, T, head_dim)
-        k, v = self.split_heads(self.key(x)), self.split_heads(self.value(x))
-        weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, T, T)
-        x = paddle.matmul(self.weights_dropout(weights), v)
-        x = x.transpose([0, 2, 1, 3]).flatten(2)  # (B, T, D)
-        return self.proj_dropout(self.proj(x))
+    def attention(self, q, k, v):
+        q, k, v = (y.transpose([0, 2, 1, 3]) for y in (q * self.head_dim**-0.5, k, v))  # (B, heads, tokens, head_dim)
+        weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, t, T)
+        return paddle.matmul(self.weights_dropout(weights), v).transpose([0, 2, 1, 3])
+
+    def fused_attention(self, q, k, v):
+        rate = self.weights_dropout.p
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, training=self.training)
 
 
 class Mlp(nn.Layer):
@@ -73,28 +98,32 @@ class Mlp(nn.Layer):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.dropout1 = nn.Dropout(config.dropout)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-        self.dropout2 = nn.Dropout(config.dropout)
+        self.fc1 = Linear(config.width, config.mlp_width)
+        self.gelu = GELU()
+        self.dropout1 = Dropout(config.dropout)
+        self.fc2 = Linear(config.mlp_width, config.width)
+        self.dropout2 = Dropout(config.dropout)
 
     def forward(self, x):
-        x = self.dropout1(F.gelu(self.fc1(x)))
+        x = self.dropout1(self.gelu(self.fc1(x)))
         return self.dropout2(self.fc2(x))
 
 
 class Block(nn.Layer):
-    """Pre-norm transformer block: (B, T, D) -> (B, T, D)."""
+    """Pre-norm transformer block: (B, T, D) -> (B, T, D), or (B, 1, D), the first token alone."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm1 = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         self.attn = Attention(config)
-        self.norm2 = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm2 = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, first_only: bool = False):
+        context = y = self.norm1(x)
+        if first_only:
+            x, y = x[:, :1], y[:, :1]
+        x = x + self.attn(y, context)
         return x + self.mlp(self.norm2(x))
 
 
@@ -113,6 +142,11 @@ class ViT(nn.Layer):
     """(B, 3, S, S) images in [-1, 1] -> (B, num_classes) logits, read from the class token.
 
     The head starts at zero, so a fresh network predicts the uniform distribution: first loss ln(num_classes).
+
+    In training two attributes may be set, which change no parameter:
+        recompute: keep only each block's input, and compute the rest again when it is needed.
+        views_split_at: with k > 0 the batch is two views [x; x] of the same images, which share all that comes
+            before block k, counted from 0: one mask there, computed once. It is not the R-Drop of the paper.
     """
 
     def __init__(self, config: ViTConfig):
@@ -122,17 +156,29 @@ class ViT(nn.Layer):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = self.create_parameter([1, 1, config.width], default_initializer=small)
         self.pos_embed = self.create_parameter([1, config.tokens, config.width], default_initializer=small)
-        self.pos_dropout = nn.Dropout(config.dropout)
+        self.pos_dropout = Dropout(config.dropout)
         self.blocks = nn.LayerList([Block(config) for _ in range(config.depth)])
-        self.recompute = False  # in training: keep only each block's input, and compute the rest again when needed
-        self.norm = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         zero = nn.initializer.Constant(0.0)
-        self.head = nn.Linear(config.width, config.num_classes, weight_attr=zero, bias_attr=zero)
+        self.head = Linear(config.width, config.num_classes, weight_attr=zero, bias_attr=zero)
+        self.recompute, self.views_split_at = False, 0
+
+    def fuse_attention(self) -> None:
+        """Compute attention by PaddlePaddle's `scaled_dot_product_attention` from now on."""
+        for block in self.blocks:
+            block.attn.fused = True
 
     def forward(self, images):
+        split_at = self.views_split_at if self.training else 0
+        if split_at:
+            images, _ = images.chunk(2)
         x = self.patch_embed(images)  # (B, T - 1, D)
         x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1) + self.pos_embed
         x = self.pos_dropout(x)  # (B, T, D)
-        for block in self.blocks:
-            x = recompute(block, x) if self.recompute and self.training else block(x)  # the same dropout masks
+        for number, block in enumerate(self.blocks):
+            if number == split_at > 0:
+                x = paddle.concat([x, x])
+            last = number == len(self.blocks) - 1
+            # recompute draws the same dropout masks again
+            x = recompute(block, x, last) if self.recompute and self.training else block(x, last)
         return self.head(self.norm(x[:, 0]))  # LayerNorm acts on each token alone: the class token suffices

@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from common.processes import end_with_parent
+from common.processes import end_with_parent, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +37,7 @@ if "REPRODUCE_LAUNCH" in os.environ and "PADDLE_TRAINER_ID" in os.environ:  # st
 
 PROCESSOR_SETTINGS = _processor_settings()
 os.environ.update(PROCESSOR_SETTINGS)
+keep_freed_memory()
 
 with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints a warning for any OMP_NUM_THREADS above 1
     warnings.filterwarnings("ignore", message="No ccache found")

@@ -88,7 +88,8 @@ def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1) 
     """Count what `recipe` takes on the network `config` and on so many images, with that many processes."""
     counts = count(config)
     views = 1 if recipe.second_model else recipe.num_views
-    per_step = 3 * counts.flops_per_image * recipe.batch_size * views
+    shared = config.flops_before(recipe.views_split_at) if recipe.views_split_at else 0
+    per_step = 3 * (counts.flops_per_image * views - shared) * recipe.batch_size
     share = math.ceil(recipe.batch_size / processes)
     return Plan(
         counts=counts,
@@ -167,13 +168,14 @@ def activation_numbers(config: ViTConfig) -> int:
     mask = 0.25 if config.dropout else 0  # one byte a number
     attention = config.heads * t * t + 6 * t * d  # weights; input, its norm, query, key, value, output
     mlp = 2 * t * d + 2 * t * m + mask * (t * m + t * d)  # input, its norm; before and after GELU and dropout
-    return int(config.depth * (attention + mlp) + 3 * config.image_size**2)
+    last = 4 * t * d  # input, its norm, key, value; the rest there is of the class token alone
+    return int((config.depth - 1) * (attention + mlp) + last + 3 * config.image_size**2)
 
 
 def recompute_numbers(config: ViTConfig) -> int:
     """As `activation_numbers`, when only the input of each block is kept and one block at a time is computed anew."""
     inputs = config.depth * config.tokens * config.width
-    return inputs + activation_numbers(dataclasses.replace(config, depth=1))
+    return inputs + activation_numbers(dataclasses.replace(config, depth=2))
 
 
 def measured_flops_per_second() -> float:

@@ -7,9 +7,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from common.errors import UserError, near
-from data import CLASSES
+from data import CLASSES, FROM_FILES
 from data.augment import SCALES
-from models import NAMES, Config, model_config
+from models import MODELS, NAMES, Config, model_config
 from reproduce.rdrop import FORMS
 from reproduce.schedule import SCHEDULES
 
@@ -52,6 +52,8 @@ class Recipe:
 
     # loss: see rdrop.rdrop_loss
     num_views: int = setting(2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", choices=(1, 2))
+    views_split_at: int = setting(0, "0 = R-Drop; k = the views share the first k blocks and their masks: cheaper, "
+                                  "and not the paper's")  # fmt: skip
     alpha: float = setting(0.3, "strength of the KL term; 0 = off. 0.3 here is the paper's 0.6")
     kl_sum_over: int = setting(1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)")
     loss_form: str = setting("sum", "views added up (paper, official) or averaged (blog, port)", choices=FORMS)
@@ -83,6 +85,10 @@ class Recipe:
                                     hardware=True)  # fmt: skip
     recompute: bool = setting(False, "keep the inputs of the blocks alone and compute the rest twice: less memory, a "
                               "third more time", hardware=True)  # fmt: skip
+    fused: bool = setting(False, "attention in one kernel and one update of all weights, for GPUs; not run on one by us",
+                          hardware=True)  # fmt: skip
+    resident: bool = setting(False, "keep the images of cifar10, cifar100 or digits on the device, 150 MB; not run on a "
+                             "GPU by us", hardware=True)  # fmt: skip
     eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
     precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True)
@@ -213,7 +219,7 @@ def get_recipe(name: str, **changes) -> Recipe:
 _FROM_1 = ("num_steps", "batch_size", "micro_batch_size", "eval_batch_size", "image_size", "kl_sum_over",
            "save_every", "log_every")  # fmt: skip
 _FROM_0 = ("train_per_class", "validation_per_class", "split_seed", "seed", "eval_every", "test_every", "alpha",
-           "warmup_steps", "num_epochs", "weight_decay", "max_grad_norm", "workers")  # fmt: skip
+           "warmup_steps", "num_epochs", "weight_decay", "max_grad_norm", "workers", "views_split_at")  # fmt: skip
 
 
 def check(recipe: Recipe) -> None:
@@ -240,6 +246,15 @@ def check(recipe: Recipe) -> None:
                         "--num_epochs 0")  # fmt: skip
     if recipe.second_model and recipe.num_views != 2:
         raise UserError(f"--second_model {recipe.second_model}: two networks are two views; leave --num_views at 2")
+    if recipe.views_split_at:
+        depth = MODELS.get(recipe.model, {}).get("depth", 0)
+        if recipe.num_views != 2 or recipe.second_model or recipe.views_split_at >= depth:
+            raise UserError(f"--views_split_at {recipe.views_split_at}: needs two views of one ViT with more blocks; "
+                            f"{recipe.model} has {depth}")  # fmt: skip
+    if recipe.fused and not {recipe.model, recipe.second_model or recipe.model} <= MODELS.keys():
+        raise UserError(f"--fused true: only ViTs have attention, {recipe.model} is none")
+    if recipe.resident and recipe.dataset in FROM_FILES:
+        raise UserError(f"--resident true: the images of {recipe.dataset} are read from files, batch by batch")
     if not 0 <= recipe.validation_share < 1:
         raise UserError(f"--validation_share {recipe.validation_share}: must be at least 0 and below 1")
     if recipe.select_on == "validation" and not recipe.holds_out:

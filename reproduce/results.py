@@ -21,8 +21,9 @@ from reproduce.command import Parser, parse, run_command
 
 LOGS = ROOT / "logs"
 CITED = ("evidence", "study")  # folders of logs/ whose runs the READMEs and figures show; the others are their user's
-HARDWARE = ("micro_batch_size", "recompute", "eval_batch_size", "device", "workers", "data_dir", "save_every",
-            "log_every")  # fmt: skip  # settings that do not change what a run means, as recipes.py marks them
+# Settings that do not change what a run means, as recipes.py marks them.
+HARDWARE = ("micro_batch_size", "recompute", "fused", "resident", "eval_batch_size", "device", "workers", "data_dir",
+            "save_every", "log_every")  # fmt: skip
 _KL = ("num_views", "alpha", "kl_sum_over", "loss_form")  # what makes an arm: one view, or two and a strength
 _LONGER = ("num_steps", "warmup_steps", "eval_every")  # what a longer run of the same kind has more of
 _CONFIDENCE = 0.95

@@ -41,17 +41,17 @@ class _TorchReplay(torch.nn.Module):
 
 
 class _PaddleReplay(paddle.nn.Layer):
-    """Takes [x; x], both views at once."""
+    """Takes [x; x], both views at once, (2 B, T, D) or of the first tokens alone; masks are drawn for all `tokens`."""
 
-    def __init__(self, masks, place, rate):
+    def __init__(self, masks, place, rate, tokens):
         super().__init__()
-        self.masks, self.place, self.rate = masks, place, rate
+        self.masks, self.place, self.rate, self.tokens = masks, place, rate, tokens
 
     def forward(self, x):
         if not self.training:
             return x
-        half = (x.shape[0] // 2, *x.shape[1:])
-        keep = np.concatenate([self.masks.draw(self.place, half, self.rate) for _ in range(2)])
+        half = (x.shape[0] // 2, self.tokens, x.shape[2])
+        keep = np.concatenate([self.masks.draw(self.place, half, self.rate) for _ in range(2)])[:, : x.shape[1]]
         return x * paddle.to_tensor(keep).astype(x.dtype) / (1 - self.rate)
 
 
@@ -72,5 +72,5 @@ def replay_in_paddle(model, masks: Masks):
             parent = model
             for part in path:
                 parent = getattr(parent, part)
-            setattr(parent, last, _PaddleReplay(masks, name.replace("dropout", "drop"), layer.p))
+            setattr(parent, last, _PaddleReplay(masks, name.replace("dropout", "drop"), layer.p, model.config.tokens))
     return model

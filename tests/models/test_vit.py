@@ -101,3 +101,44 @@ def test_unknown_names_and_sizes():
         model_config("ViT-B-16", 10, 224)
     with pytest.raises(UserError, match="multiple of its patch size 16"):
         model_config("ViT-B_16", 10, 225)
+
+
+def test_views_that_share_blocks_are_equal_up_to_there_and_part_after_it():
+    """One mask before block k: without dropout from there on both views are the same, with it they differ."""
+    paddle.seed(0)
+    model = build_model("ViT-digits", 10, 8, dropout=0.5)
+    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
+    images = paddle.randn([5, 3, 8, 8])
+    twice = paddle.concat([images, images])
+    model.views_split_at = 2
+    first, second = model(twice).chunk(2)
+    assert len(first) == 5 and not np.allclose(first.numpy(), second.numpy())
+    for block in model.blocks[2:]:
+        block.eval()
+    first, second = model(twice).chunk(2)
+    np.testing.assert_array_equal(first.numpy(), second.numpy())
+    model.views_split_at = 1
+    for block in model.blocks[1:]:
+        block.eval()
+    model.blocks[1].train()
+    first, second = model(twice).chunk(2)
+    assert not np.allclose(first.numpy(), second.numpy())
+
+
+def test_views_that_share_blocks_equal_plain_ones_without_dropout():
+    """Outputs and gradients; in evaluation every image stands for itself."""
+    model = build_model("ViT-digits", 10, 8, dropout=0.0)
+    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
+    images = paddle.randn([5, 3, 8, 8])
+    twice = paddle.concat([images, images])
+    found = []
+    for model.views_split_at in (0, 2):
+        logits = model(twice)
+        (logits**2).mean().backward()
+        found.append([logits.numpy(), *(p.grad.numpy() for p in model.parameters())])
+        model.clear_gradients()
+    for plain, shared in zip(*found, strict=True):
+        np.testing.assert_allclose(shared, plain, rtol=0, atol=1e-6 * max(1, np.abs(plain).max()))
+    model.eval()
+    others = paddle.randn([6, 3, 8, 8])
+    assert model(others).shape == [6, 10]

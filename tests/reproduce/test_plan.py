@@ -29,8 +29,10 @@ def test_the_headline_in_numbers():
     forward = plan.flops_per_step // (3 * 2 * 512)
     assert plan.flops_evaluation == forward * (100 * 1000 + 11 * 10_000)
     assert plan.flops_training == 10_000 * plan.flops_per_step
-    # 111 GFLOPs forward (55.5 G multiply-adds, timm's figure for vit_base_patch16_384), x 3 x 2 views x 512
-    assert plan.flops_per_step == pytest.approx(3 * 2 * 512 * 111e9, rel=0.01)
+    # 111 GFLOPs forward (55.5 G multiply-adds, timm's figure for vit_base_patch16_384), x 3 x 2 views x 512, less what
+    # 576 patches do not need in the last block: query, projection, scores, weighted sum, MLP
+    spared = 576 * 2 * (2 * 768**2 + 2 * 577 * 768 + 2 * 768 * 3072)
+    assert plan.flops_per_step == pytest.approx(3 * 2 * 512 * (111e9 - spared), rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["ViT-digits", "ViT-Ti_16", "ViT-B_32"])
@@ -59,8 +61,26 @@ def test_flops_equal_a_count_of_every_matrix_product():
         elif isinstance(layer, paddle.nn.Conv2D):
             layer.register_forward_post_hook(convolution)
     model(paddle.zeros([1, 3, 8, 8]))
-    attention = config.depth * 2 * config.tokens**2 * config.width
+    rows = (config.depth - 1) * config.tokens + 1  # the last block has one query, the class token's
+    attention = 2 * rows * config.tokens * config.width
     assert config.flops_per_image() == 2 * (sum(counted) + attention)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_flops_of_views_that_share_blocks(k):
+    """Two passes less a pass of a network of the first k blocks, whose last one is whole."""
+    config = ViTConfig(num_classes=7, image_size=8, **MODELS["ViT-digits"])
+    first = dataclasses.replace(config, depth=k + 1).flops_by_part()
+    last_block_and_head = dataclasses.replace(config, depth=1).flops_by_part()
+    shared = sum(first.values()) - sum(last_block_and_head.values()) + first["patch embedding"]
+    assert config.flops_before(k) == shared
+    plan, plain = (plan_of(get_recipe("digits", views_split_at=at)) for at in (k, 0))
+    images = RECIPES["digits"].batch_size
+    assert plain.flops_per_step - plan.flops_per_step == 3 * images * plan_config().flops_before(k)
+
+
+def plan_config():
+    return get_recipe("digits").network(10)
 
 
 def test_one_view_halves_the_work_and_memory_grows_with_the_micro_batch():

@@ -58,6 +58,12 @@ def test_meaning_leaves_out_what_only_the_hardware_needs():
         ({"num_views": 3}, "--num_views 3: known: 1, 2"),
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"validation_per_class": 0}, "--select_on test"),
+        ({"views_split_at": -1}, "--views_split_at -1: must be at least 0"),
+        ({"views_split_at": 4, "model": "ViT-digits"}, "ViT-digits has 4"),
+        ({"views_split_at": 1, "num_views": 1}, "--views_split_at 1: needs two views"),
+        ({"views_split_at": 1, "model": "SE_ResNet50_vd"}, "SE_ResNet50_vd has 0"),
+        ({"fused": True, "model": "SE_ResNet50_vd"}, "--fused true: only ViTs"),
+        ({"resident": True, "dataset": "imagenet"}, "--resident true: the images of imagenet are read from files"),
     ],
 )
 def test_values_that_cannot_be_trained(changes, message):

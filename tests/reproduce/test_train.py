@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -102,6 +105,39 @@ def test_micro_batches_do_not_change_loss_or_gradient(micro_batch_size):
     assert pieces == pytest.approx(parts, rel=1e-5, abs=1e-6)
     for name, value in whole.items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-6 * max(1, np.abs(value).max()), err_msg=name)
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 500.0, math.inf])
+def test_clipping_equals_paddles(max_norm):
+    """Below the limit and where there is none, gradients stay as they are."""
+    found = []
+    for clip in (train.clip_gradients, paddle.nn.utils.clip_grad_norm_):
+        layers = paddle.nn.Linear(30, 20), paddle.nn.Linear(20, 3)
+        for layer in layers:
+            layer.weight.set_value(paddle.ones(layer.weight.shape) / 7)
+        parameters = [p for layer in layers for p in layer.parameters()]
+        layers[1](layers[0](paddle.ones([2, 30]))).sum().backward()
+        unused = paddle.nn.Linear(2, 2).parameters()
+        norm = clip(parameters + unused, max_norm)
+        found.append([np.float32(norm), *(p.grad.numpy() for p in parameters)])
+    assert 1 < found[1][0] < 500
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["fused", "resident", "recompute"])
+def test_options_for_gpus_change_nothing_but_rounding(option, monkeypatch):
+    """What can be seen of them on a CPU; `recompute` is the same to the bit."""
+    losses, real = [], train.training_record
+    for on in (False, True):
+        recipe = get_recipe("digits", dropout=0.1, num_steps=6, warmup_steps=2, eval_every=0, **{option: on})
+        rows = []
+        monkeypatch.setattr(train, "training_record", lambda *given, rows=rows: rows.extend(given[0]) or real(*given))
+        with tempfile.TemporaryDirectory() as out:
+            train.train(dataclasses.replace(recipe, log_every=1), "run", Path(out))
+        losses.append([row["loss"] for row in rows])
+    assert len(losses[0]) == 6 and losses[0][0] != losses[0][-1]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0 if option != "fused" else 1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):

@@ -1,0 +1,172 @@
+"""The layers of a ViT, in training on a CPU computed without the kernels of Paddle that are slow there.
+
+The results are those of Paddle's own layers up to rounding, but for dropout's random numbers, which come from another
+generator of the same distribution. On a GPU, in evaluation and in an export these are Paddle's own layers.
+
+What is slow in Paddle 3.3 on a CPU: sums over rows (gradients of biases and of LayerNorm), dropout's random numbers,
+the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures whole
+steps.
+"""
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+from paddle.nn import functional as F
+
+_PIECE = 2**15  # numbers computed at once by NumPy: they and their intermediate results stay in a core's cache
+_LEVELS = 2**16  # a dropout mask compares 16 random bits with the rate
+
+
+class Linear(nn.Linear):
+    """nn.Linear: (..., in) -> (..., out)."""
+
+    def forward(self, x):
+        if _ours(self, x) and self.bias is not None:
+            return _Linear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm over the last dimension: (..., D) -> (..., D)."""
+
+    def forward(self, x):
+        if _ours(self, x):
+            return _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
+        return super().forward(x)
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, whose rate is rounded to a multiple of 2^-16 on a CPU; what is kept is scaled by that rate."""
+
+    def forward(self, x):
+        if _ours(self, x) and self.p > 0:
+            return _Dropout.apply(x, round(self.p * _LEVELS))
+        return super().forward(x)
+
+
+class GELU(nn.GELU):
+    """nn.GELU, the exact one: x Phi(x)."""
+
+    def forward(self, x):
+        return _GELU.apply(x) if _ours(self, x) else super().forward(x)
+
+
+def _ours(layer, x) -> bool:
+    """Whether `layer` is trained here and now on a CPU.
+
+    With a gradient or without: recompute runs a block first without one, then again with the same dropout masks.
+    """
+    return layer.training and paddle.in_dynamic_mode() and x.place.is_cpu_place()
+
+
+class _Linear(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        y = paddle.matmul(x, weight)
+        row = _array(bias)
+        for (piece,) in _pieces(y):
+            piece += row
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensor()
+        rows, dy_rows = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, dy))
+        ones = paddle.ones([1, len(rows)], dy.dtype)
+        return (
+            paddle.matmul(dy, weight, transpose_y=True),
+            paddle.matmul(rows, dy_rows, transpose_x=True),
+            paddle.matmul(ones, dy_rows).flatten(),
+        )
+
+
+class _LayerNorm(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon):
+        ctx.save_for_backward(x, weight)
+        ctx.epsilon = epsilon
+        return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+    @staticmethod
+    def backward(ctx, dy):
+        """With c = x - mean, r = 1 / deviation, g = dy weight: dx = r (g - mean(g) - c r^2 mean(g c))."""
+        x, weight = ctx.saved_tensor()
+        dx = paddle.empty(x.shape, x.dtype)
+        factor = _array(weight)
+        width = factor.size  # not Paddle's size, which would turn float32 quotients into float64
+        dweight, dbias = np.zeros_like(factor), np.zeros_like(factor)
+        for a, d, result in _pieces(x, dy, dx):
+            c = a - (np.einsum("ij->i", a) / width)[:, None]
+            r = (np.einsum("ij,ij->i", c, c) / width + ctx.epsilon) ** -0.5
+            np.multiply(d, r[:, None], out=result)
+            dweight += np.einsum("ij,ij->j", result, c)
+            dbias += np.einsum("ij->j", d)
+            result *= factor  # r g
+            c *= (np.einsum("ij,ij->i", result, c) * r * r / width)[:, None]
+            c += (np.einsum("ij->i", result) / width)[:, None]
+            result -= c
+        return dx, paddle.to_tensor(dweight), paddle.to_tensor(dbias)
+
+
+class _GELU(PyLayer):
+    @staticmethod
+    def forward(ctx, x):
+        """x Phi(x), and its derivative Phi(x) + x phi(x) in place of x for the backward pass."""
+        y = paddle.erf(x * 0.5**0.5)
+        derivative = paddle.empty(x.shape, x.dtype)
+        for a, result, slope in _pieces(x, y, derivative):
+            result += 1
+            result *= 0.5  # Phi(x)
+            np.multiply(a, a, out=slope)
+            slope *= -0.5
+            np.exp(slope, out=slope)
+            slope *= (2 * np.pi) ** -0.5  # phi(x)
+            slope *= a
+            slope += result
+            result *= a
+        ctx.save_for_backward(derivative)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        (derivative,) = ctx.saved_tensor()
+        return derivative * dy
+
+
+class _Dropout(PyLayer):
+    @staticmethod
+    def forward(ctx, x, dropped):
+        """`dropped` of 2^16 levels. The seed comes from Paddle's generator, whose state recompute and resume set."""
+        seed = paddle.randint(0, 2**31 - 1, [1], "int64").item()
+        words = np.random.SFC64(seed).random_raw(-(-x.size // 4))  # 64 bits each
+        keep = (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
+        ctx.keep, ctx.factor = keep, _LEVELS / (_LEVELS - dropped)
+        return _masked(x, keep, ctx.factor)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return _masked(dy, ctx.keep, ctx.factor)
+
+
+def _masked(x, keep, factor):
+    """x * keep * factor; `keep` bool, shaped as x."""
+    y = paddle.empty(x.shape, x.dtype)
+    for a, result, mask in _pieces(x, y, keep):
+        np.multiply(mask, factor, out=result, dtype=result.dtype)
+        result *= a
+    return y
+
+
+def _pieces(*tensors):
+    """Blocks of rows (r, D) of equally shaped tensors or arrays (..., D), as NumPy views of their memory."""
+    matrices = [array.reshape(-1, array.shape[-1]) for array in map(_array, tensors)]
+    rows = max(1, _PIECE // matrices[0].shape[1])
+    for start in range(0, len(matrices[0]), rows):
+        yield [matrix[start : start + rows] for matrix in matrices]
+
+
+def _array(tensor) -> np.ndarray:
+    """A view of the memory of a contiguous tensor."""
+    return tensor if isinstance(tensor, np.ndarray) else np.from_dlpack(tensor.detach())

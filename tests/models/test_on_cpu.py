@@ -1,0 +1,123 @@
+"""The layers of models/on_cpu.py beside Paddle's own."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.nn import functional as F
+
+from models import build_model, on_cpu
+
+
+def plain(monkeypatch):
+    monkeypatch.setattr(on_cpu, "_ours", lambda layer, x: False)
+
+
+def numbers(*shape, seed=0, dtype="float32"):
+    tensor = paddle.to_tensor(np.random.default_rng(seed).normal(size=shape).astype(dtype))
+    tensor.stop_gradient = False
+    return tensor
+
+
+def both(monkeypatch, layer, x, parameters):
+    """(output, gradients) of x and of the parameters, once as the project computes them and once as Paddle does."""
+    for _ in range(2):
+        y = layer(x)
+        weights = paddle.to_tensor(np.random.default_rng(1).normal(size=y.shape).astype(str(y.numpy().dtype)))
+        yield [y.numpy()] + [g.numpy() for g in paddle.grad((y * weights).sum(), [x, *parameters])]
+        plain(monkeypatch)
+
+
+def assert_same(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
+@pytest.mark.parametrize("shape", [(3, 5, 24), (700, 96), (2, 24)])  # 700 rows: more than one piece
+def test_layers_equal_paddles(monkeypatch, shape, dtype, tolerance):
+    width = shape[-1]
+    cases = on_cpu.Linear(width, 2 * width), on_cpu.LayerNorm(width, epsilon=1e-6), on_cpu.GELU()
+    for layer in cases:
+        parameters = []
+        if isinstance(layer, nn.Layer):
+            layer.to(dtype=dtype)
+            parameters = layer.parameters()
+            for i, parameter in enumerate(parameters):
+                parameter.set_value(numbers(*parameter.shape, seed=i + 5, dtype=dtype))
+        with monkeypatch.context() as patch:
+            assert_same(*both(patch, layer, numbers(*shape, dtype=dtype), parameters), tolerance)
+
+
+def test_gelu_far_from_zero_is_finite_and_exact(monkeypatch):
+    x = paddle.to_tensor([-100.0, -12.0, -0.0, 0.0, 12.0, 100.0], stop_gradient=False)
+    assert_same(*both(monkeypatch, on_cpu.GELU(), x, []), 1e-7)
+
+
+def test_a_whole_network_equals_the_plain_one(monkeypatch):
+    """Loss and every gradient, without dropout; the bias of the keys has the gradient 0 but for rounding."""
+    model = build_model("ViT-digits", 10, 8, dropout=0.0)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.set_value(parameter + 0.1 * numbers(*parameter.shape, seed=i))
+    images, labels = numbers(16, 3, 8, 8).detach(), paddle.arange(16) % 10
+    results = []
+    for _ in range(2):
+        loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+        results.append([loss.numpy(), *(p.grad.numpy() for p in model.parameters())])
+        model.clear_gradients()
+        plain(monkeypatch)
+    assert_same(*results, 1e-6)
+
+
+def test_in_evaluation_they_are_paddles_own(monkeypatch):
+    monkeypatch.setattr(on_cpu._Linear, "apply", None)
+    model = build_model("ViT-digits", 10, 8)
+    with pytest.raises(TypeError):
+        model(numbers(2, 3, 8, 8))
+    model.eval()
+    model(numbers(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_right_share_and_the_mean(rate):
+    paddle.seed(3)
+    layer, count = on_cpu.Dropout(rate), 1_000_000
+    y = layer(paddle.ones([count // 100, 100])).numpy()
+    kept = y != 0
+    rounded = round(rate * 2**16) / 2**16
+    np.testing.assert_allclose(y[kept], np.float32(1 / (1 - rounded)), rtol=1e-7)
+    deviation = (rate * (1 - rate)) ** 0.5
+    assert abs(kept.mean() - (1 - rate)) < 4 * deviation / count**0.5
+    for axis in (0, 1):  # no row or column is special, neighbours do not go together
+        share = kept.mean(axis=axis)
+        assert abs(share - (1 - rate)).max() < 6 * deviation / kept.shape[axis] ** 0.5
+    flat = (kept.reshape(-1) - kept.mean()) / deviation
+    for lag in (1, 2, 3, 4, 8, 100):
+        assert abs((flat[lag:] * flat[:-lag]).mean()) < 5 / count**0.5, lag
+
+
+def test_dropout_draws_anew_each_time_and_follows_paddles_seed():
+    layer, x = on_cpu.Dropout(0.5), paddle.ones([64, 64])
+    paddle.seed(7)
+    first, second = layer(x).numpy(), layer(x).numpy()
+    paddle.seed(7)
+    np.testing.assert_array_equal(layer(x).numpy(), first)
+    assert abs(((first > 0) == (second > 0)).mean() - 0.5) < 0.05
+
+
+def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
+    layer, x = on_cpu.Dropout(0.3), numbers(50, 70)
+    y = layer(x)
+    (gradient,) = paddle.grad(y.sum(), [x])
+    np.testing.assert_array_equal(gradient.numpy() == 0, y.numpy() == 0)
+    np.testing.assert_allclose((gradient * x).numpy(), y.numpy(), rtol=1e-6)
+
+
+def test_dropout_is_off_in_evaluation_and_at_rate_0():
+    x = numbers(4, 4)
+    evaluated = on_cpu.Dropout(0.5)
+    evaluated.eval()
+    for layer in (evaluated, on_cpu.Dropout(0.0)):
+        np.testing.assert_array_equal(layer(x).numpy(), x.numpy())
