@@ -56,9 +56,10 @@ class ViTConfig:
         return sum(self.flops_by_part().values())
 
     def flops_before(self, block: int) -> int:
-        """What of `flops_per_image` comes before that block, counted from 0; the last block is its smallest."""
-        if not block:
-            return 0
+        """What of `flops_per_image` comes before that block, counted from 0; the last block is its smallest.
+
+        Views share it. Before block 0 that is the patch embedding: the first dropout comes after it.
+        """
         t, d = self.tokens, self.width
         whole_block = 8 * t * d * d + 4 * t * t * d + 4 * t * d * self.mlp_width
         return self.flops_by_part()["patch embedding"] + block * whole_block
@@ -143,11 +144,16 @@ class ViT(nn.Layer):
 
     The head starts at zero, so a fresh network predicts the uniform distribution: first loss ln(num_classes).
 
-    In training two attributes may be set, which change no parameter:
+    With `num_views` the batch passes that many times, each time under dropout masks of its own: -> (num_views * B,
+    num_classes), first all of the first view. What comes before the first dropout is computed once.
+
+    Two attributes may be set for training, which change no parameter:
         recompute: keep only each block's input, and compute the rest again when it is needed.
-        views_split_at: with k > 0 the batch is two views [x; x] of the same images, which share all that comes
-            before block k, counted from 0: one mask there, computed once. It is not the R-Drop of the paper.
+        views_split_at: with k > 0 the views share all that comes before block k, counted from 0, and its masks,
+            computed once. It is not the R-Drop of the paper.
     """
+
+    takes_views = True  # what reproduce.rdrop.views looks for
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -168,16 +174,16 @@ class ViT(nn.Layer):
         for block in self.blocks:
             block.attn.fused = True
 
-    def forward(self, images):
-        split_at = self.views_split_at if self.training else 0
-        if split_at:
-            images, _ = images.chunk(2)
+    def forward(self, images, num_views: int = 1):
+        def part(x):
+            return paddle.concat([x] * num_views) if num_views > 1 else x
+
         x = self.patch_embed(images)  # (B, T - 1, D)
         x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1) + self.pos_embed
-        x = self.pos_dropout(x)  # (B, T, D)
+        x = self.pos_dropout(x if self.views_split_at else part(x))  # (num_views * B, T, D)
         for number, block in enumerate(self.blocks):
-            if number == split_at > 0:
-                x = paddle.concat([x, x])
+            if number == self.views_split_at > 0:
+                x = part(x)
             last = number == len(self.blocks) - 1
             # recompute draws the same dropout masks again
             x = recompute(block, x, last) if self.recompute and self.training else block(x, last)

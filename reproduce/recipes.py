@@ -85,10 +85,10 @@ class Recipe:
                                     hardware=True)  # fmt: skip
     recompute: bool = setting(False, "keep the inputs of the blocks alone and compute the rest twice: less memory, a "
                               "third more time", hardware=True)  # fmt: skip
-    fused: bool = setting(False, "attention in one kernel and one update of all weights, for GPUs; not run on one by us",
+    fused: bool = setting(False, "attention in one kernel, one update for all weights: for GPUs, where we have not run it",
                           hardware=True)  # fmt: skip
-    resident: bool = setting(False, "keep the images of cifar10, cifar100 or digits on the device, 150 MB; not run on a "
-                             "GPU by us", hardware=True)  # fmt: skip
+    resident: bool = setting(False, "keep the images of cifar10, cifar100 or digits on the GPU; not run there by us",
+                             hardware=True)  # fmt: skip
     eval_batch_size: int = setting(100, "images at once in evaluation", hardware=True)
     precision: str = setting("fp32", "bf16 and fp16 need a GPU", choices=("fp32", "bf16", "fp16"))
     device: str = setting("auto", "auto = the GPU where there is one", choices=("auto", "cpu", "gpu"), hardware=True)

@@ -109,36 +109,44 @@ def test_views_that_share_blocks_are_equal_up_to_there_and_part_after_it():
     model = build_model("ViT-digits", 10, 8, dropout=0.5)
     model.head.weight.set_value(paddle.randn(model.head.weight.shape))
     images = paddle.randn([5, 3, 8, 8])
-    twice = paddle.concat([images, images])
     model.views_split_at = 2
-    first, second = model(twice).chunk(2)
+    first, second = model(images, num_views=2).chunk(2)
     assert len(first) == 5 and not np.allclose(first.numpy(), second.numpy())
     for block in model.blocks[2:]:
         block.eval()
-    first, second = model(twice).chunk(2)
+    first, second = model(images, num_views=2).chunk(2)
     np.testing.assert_array_equal(first.numpy(), second.numpy())
     model.views_split_at = 1
     for block in model.blocks[1:]:
         block.eval()
     model.blocks[1].train()
-    first, second = model(twice).chunk(2)
+    first, second = model(images, num_views=2).chunk(2)
     assert not np.allclose(first.numpy(), second.numpy())
 
 
-def test_views_that_share_blocks_equal_plain_ones_without_dropout():
-    """Outputs and gradients; in evaluation every image stands for itself."""
+def test_views_equal_two_passes_without_dropout():
+    """Outputs and gradients, whatever the views share."""
     model = build_model("ViT-digits", 10, 8, dropout=0.0)
     model.head.weight.set_value(paddle.randn(model.head.weight.shape))
     images = paddle.randn([5, 3, 8, 8])
-    twice = paddle.concat([images, images])
     found = []
-    for model.views_split_at in (0, 2):
-        logits = model(twice)
+    for split_at in (None, 0, 2):
+        if split_at is None:
+            logits = paddle.concat([model(images), model(images)])
+        else:
+            model.views_split_at = split_at
+            logits = model(images, num_views=2)
         (logits**2).mean().backward()
         found.append([logits.numpy(), *(p.grad.numpy() for p in model.parameters())])
         model.clear_gradients()
-    for plain, shared in zip(*found, strict=True):
-        np.testing.assert_allclose(shared, plain, rtol=0, atol=1e-6 * max(1, np.abs(plain).max()))
-    model.eval()
-    others = paddle.randn([6, 3, 8, 8])
-    assert model(others).shape == [6, 10]
+    for ours in found[1:]:
+        for a, b in zip(ours, found[0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1, np.abs(b).max()))
+
+
+def test_views_have_masks_of_their_own_from_the_first_dropout_on():
+    model = build_model("ViT-digits", 10, 8, dropout=0.5)
+    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
+    model.blocks.eval()  # the dropout after the position embedding alone
+    first, second = model(paddle.randn([5, 3, 8, 8]), num_views=2).chunk(2)
+    assert not np.allclose(first.numpy(), second.numpy())
