@@ -1,7 +1,6 @@
 """Scikit-learn's handwritten digits: 1,797 real 8 x 8 images that come with the package, no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from data.in_memory import InMemory
 
@@ -10,6 +9,8 @@ _TEST_PER_CLASS = 50  # 500 test images; the UCI source has a test split of its 
 
 def load():
     """Return (train, test, class_names); images uint8 (N, 3, 8, 8), the split fixed for ever."""
+    from sklearn.datasets import load_digits  # here, as it costs every other run 0.6 s and 100 MB
+
     bunch = load_digits()
     gray = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # the source counts ink from 0 to 16
     images = np.repeat(gray[:, None], 3, axis=1)

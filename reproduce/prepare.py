@@ -19,7 +19,7 @@ from data import dataset_sizes
 from data.download import fetch
 from models import has_batch_norm
 from models.pretrained import PRETRAINED_URLS
-from reproduce import ROOT, checkpoint, parallel, plan, plot
+from reproduce import ROOT, checkpoint, parallel, plan
 from reproduce.command import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
@@ -122,6 +122,8 @@ def finish(job: Job) -> None:
     """Draw the curves and say where everything is."""
     if not parallel.is_main():
         return
+    from reproduce import plot  # here, as pandas, SciPy and matplotlib cost the start of a run a second
+
     picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
     best, last = job.result.get("best"), job.result["last"]
     weights = job.out / "checkpoints" / job.run / ("best.pdparams" if best else "last.pdparams")

@@ -85,7 +85,7 @@ class Recipe:
                                     hardware=True)  # fmt: skip
     recompute: bool = setting(False, "keep the inputs of the blocks alone and compute the rest twice: less memory, a "
                               "third more time", hardware=True)  # fmt: skip
-    fused: bool = setting(False, "attention in one kernel, one update for all weights: for GPUs, where we have not run it",
+    fused: bool = setting(False, "attention in one kernel, one update for all weights: for GPUs; not run there by us",
                           hardware=True)  # fmt: skip
     resident: bool = setting(False, "keep the images of cifar10, cifar100 or digits on the GPU; not run there by us",
                              hardware=True)  # fmt: skip
