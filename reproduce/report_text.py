@@ -60,7 +60,7 @@ TEXT = {
     "cn": {
         "index": 1,
         "arm": {"baseline": "基线", "no KL": "两个视图，无 KL", "summed": "KL 在 {} 张上求和", "averaged": "视图取平均",
-                "steps": "{:,} 步", "comma": "，"},
+                "shared": "前 {} 个 block 共享", "steps": "{:,} 步", "comma": "，"},
         "not run": "尚未运行",
         "published header": ("模型", "数据", "论文 {}", "官方代码 {}", "Paddle 移植版所称 {}", "其日志所示 {}", "其他", "本项目"),
         "published": "top-1（%），除注明外均在整个测试集上统计。没有在这里运行过的行都有标明；没有达到的目标也留在表中。",

@@ -24,7 +24,8 @@ CITED = ("evidence", "study")  # folders of logs/ whose runs the READMEs and fig
 # Settings that do not change what a run means, as recipes.py marks them.
 HARDWARE = ("micro_batch_size", "recompute", "fused", "resident", "eval_batch_size", "device", "workers", "data_dir",
             "save_every", "log_every")  # fmt: skip
-_KL = ("num_views", "alpha", "kl_sum_over", "loss_form")  # what makes an arm: one view, or two and a strength
+# What makes an arm: one view, or two, what they share, and a strength.
+_KL = ("num_views", "alpha", "kl_sum_over", "loss_form", "views_split_at")
 _LONGER = ("num_steps", "warmup_steps", "eval_every")  # what a longer run of the same kind has more of
 _CONFIDENCE = 0.95
 ARM_WORDS = {
@@ -32,6 +33,7 @@ ARM_WORDS = {
     "no KL": "two views without KL",
     "summed": "KL summed over {}",
     "averaged": "views averaged",
+    "shared": "first {} blocks shared",
     "steps": "{:,} steps",
     "comma": ", ",
 }
@@ -194,6 +196,8 @@ class Group:
                 parts.append(words["summed"].format(self.settings["kl_sum_over"]))
             if self.settings["loss_form"] != "sum":
                 parts.append(words["averaged"])
+        if not self.one_view and self.settings.get("views_split_at"):
+            parts.append(words["shared"].format(self.settings["views_split_at"]))
         for name, value in self.changed.items():
             parts.append(words["steps"].format(value) if name == "num_steps" else f"{name} {value}")
         return words["comma"].join(parts)

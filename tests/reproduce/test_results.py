@@ -144,8 +144,10 @@ def test_names_of_arms(tmp_path):
     make_run(tmp_path, "a", alpha=0.0)
     make_run(tmp_path, "b", alpha=0.3, kl_sum_over=32)
     make_run(tmp_path, "c", alpha=0.5, loss_form="mean")
+    make_run(tmp_path, "d", alpha=0.7, views_split_at=6)
     found = {group.arm(): group.strength for group in groups_of(tmp_path)}
     assert found == {"two views without KL": 0, "R-Drop, alpha 0.5, views averaged": 0.5,
+                     "R-Drop, alpha 0.7, first 6 blocks shared": 0.7,
                      "R-Drop, alpha 0.3, KL summed over 32": pytest.approx(9.6)}  # fmt: skip
 
 
