@@ -141,6 +141,7 @@ def test_the_recipes_to_compare_with(command, photos, recipe):
     assert "142 training images (growth_stages), 2.0 epochs" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_is_not_continued_on_other_pictures(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "photos")
     run = Run(tmp_path, "growth_stages_vit", "--pretrained", "", "--image_size", 32, "--data_dir", tmp_path / "photos",

@@ -184,6 +184,7 @@ def test_fewer_images_than_processes(tmp_path):
     assert run.finish() == 2 and "--batch_size 1: smaller than the 2 processes" in run.stderr
 
 
+@pytest.mark.slow
 def test_slurm_starts_the_script_on_each_node(tmp_path):
     """`sbatch --nodes=2 run_train.sh` with stand-ins for SLURM's commands: it runs a copy of the script, elsewhere."""
     commands = tmp_path / "bin"
