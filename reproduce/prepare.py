@@ -25,7 +25,17 @@ from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
 # folders of logs/ and checkpoints/ that hold others
-_NO_RUNS = ("evidence", "study", "growth_stages", "alignment", "published", "reliability", "pretrained", "exported")
+_NO_RUNS = (
+    "evidence",
+    "study",
+    "growth_stages",
+    "alignment",
+    "bench",
+    "published",
+    "reliability",
+    "pretrained",
+    "exported",
+)
 _SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
 
 

@@ -1,12 +1,13 @@
-"""Result tables from logs/: in the READMEs, as one page, and two runs compared image by image.
+"""Tables from logs/: results and speed in the READMEs, results as one page, and two runs compared image by image.
 
-    python -m reproduce.report                           rewrite the results in README.md, README_cn.md, logs/README.md
+    python -m reproduce.report                           rewrite them in README.md, README_cn.md, logs/README.md
     python -m reproduce.report --html                    write images/report.html, one page that needs nothing else
     python -m reproduce.report --check                   change nothing; exit 2 and name the first line that is stale
     python -m reproduce.report --compare RUN_A RUN_B     accuracy and NLL of A minus B on the same test images
 
 READMEs and page show the runs in logs/evidence/ and logs/study/ (`run_train.sh RECIPE --run study/NAME`); a run of your
-own is shown once its folder is moved there. Figures come from `python -m reproduce.plot`.
+own is shown once its folder is moved there. What a step costs is in logs/bench/ (`python -m reproduce.bench`). Figures
+come from `python -m reproduce.plot`.
 """
 
 import argparse
@@ -19,26 +20,32 @@ from reproduce.command import Parser, parse, run_command, say
 from reproduce.compare import compare, describe, find_run
 from reproduce.report_page import page
 from reproduce.report_sections import Evidence, read_evidence, sections
+from reproduce.report_speed import speed_sections
 from reproduce.results import CITED, find_runs
 
 BEGIN = "<!-- results:begin, written by `python -m reproduce.report` from logs/: do not edit -->"
 END = "<!-- results:end -->"
+SPEED_BEGIN = "<!-- speed:begin, written by `python -m reproduce.report` from logs/bench/: do not edit -->"
+SPEED_END = "<!-- speed:end -->"
 PAGE, FIGURES = Path("images/report.html"), Path("images/figures")
 _SHOWN = 60  # characters of a stale line in a message
 
 
 def fresh_readmes(root: Path, evidence: Evidence) -> dict[str, str]:
-    """Path -> text of each README with its results as logs/ say them; the rest is as it is."""
-    return {name: put_between_markers((root / name).read_text(), section, name)
-            for name, section in sections(evidence).items()}  # fmt: skip
+    """Path -> text of each README with its results and speeds as logs/ say them; the rest is as it is."""
+    texts = {name: put_between_markers((root / name).read_text(), section, name)
+             for name, section in sections(evidence).items()}  # fmt: skip
+    for name, section in speed_sections(root).items():
+        texts[name] = put_between_markers(texts[name], section, name, SPEED_BEGIN, SPEED_END)
+    return texts
 
 
-def put_between_markers(text: str, section: str, name: str) -> str:
+def put_between_markers(text: str, section: str, name: str, begin: str = BEGIN, end: str = END) -> str:
     """`text` with `section` between its markers. Raises UserError where these are not there, once each and in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{name}: needs the line {BEGIN} once and below it the line {END} once; restore them")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{rest.split(END)[1]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{name}: needs the line {begin} once and below it the line {end} once; restore them")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n\n{section}\n\n{end}{rest.split(end)[1]}"
 
 
 def check(root: Path, evidence: Evidence) -> None:

@@ -62,10 +62,10 @@ def _results(evidence: Evidence, language: str) -> str:
         *_figures(evidence, language, "pair", "strength", "kl_weight"),
         words["more"],
     ]
-    return "\n\n".join(part if part.startswith("|") else _wrapped(part) for part in parts)
+    return "\n\n".join(part if part.startswith("|") else wrapped(part) for part in parts)
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
     """Paragraphs and lists in lines of 120 characters where there are spaces."""
     fill = TextWrapper(120, subsequent_indent="  " if text.startswith("- ") else "", break_long_words=False,
                        break_on_hyphens=False).fill  # fmt: skip
