@@ -93,7 +93,7 @@ class _LayerNorm(PyLayer):
     def backward(ctx, dy):
         """With c = x - mean, r = 1 / deviation, g = dy weight: dx = r (g - mean(g) - c r^2 mean(g c))."""
         x, weight = ctx.saved_tensor()
-        dx = paddle.empty(x.shape, x.dtype)
+        dx = _empty_like(x)
         factor = _array(weight)
         width = factor.size  # not Paddle's size, which would turn float32 quotients into float64
         dweight, dbias = np.zeros_like(factor), np.zeros_like(factor)
@@ -114,8 +114,10 @@ class _GELU(PyLayer):
     @staticmethod
     def forward(ctx, x):
         """x Phi(x), and its derivative Phi(x) + x phi(x) in place of x for the backward pass."""
-        y = paddle.erf(x * 0.5**0.5)
-        derivative = paddle.empty(x.shape, x.dtype)
+        y, derivative = _empty_like(x), np.empty(x.shape, _array(x).dtype)
+        for a, result in _pieces(x, y):
+            np.multiply(a, 0.5**0.5, out=result)
+        paddle.erf_(y)
         for a, result, slope in _pieces(x, y, derivative):
             result += 1
             result *= 0.5  # Phi(x)
@@ -126,13 +128,15 @@ class _GELU(PyLayer):
             slope *= a
             slope += result
             result *= a
-        ctx.save_for_backward(derivative)
+        ctx.derivative = derivative
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        (derivative,) = ctx.saved_tensor()
-        return derivative * dy
+        dx = _empty_like(dy)
+        for slope, d, result in _pieces(ctx.derivative, dy, dx):
+            np.multiply(slope, d, out=result)
+        return dx
 
 
 class _Dropout(PyLayer):
@@ -152,11 +156,16 @@ class _Dropout(PyLayer):
 
 def _masked(x, keep, factor):
     """x * keep * factor; `keep` bool, shaped as x."""
-    y = paddle.empty(x.shape, x.dtype)
+    y = _empty_like(x)
     for a, result, mask in _pieces(x, y, keep):
         np.multiply(mask, factor, out=result, dtype=result.dtype)
         result *= a
     return y
+
+
+def _empty_like(x):
+    """A tensor in memory of NumPy's: Paddle's blocks are aligned, so what they leave is too small for the next alike."""
+    return paddle.from_dlpack(np.empty(x.shape, _array(x).dtype))
 
 
 def _pieces(*tensors):
