@@ -164,7 +164,7 @@ def _masked(x, keep, factor):
 
 
 def _empty_like(x):
-    """A tensor in memory of NumPy's: Paddle's blocks are aligned, so what they leave is too small for the next alike."""
+    """A tensor in NumPy's memory: Paddle's blocks are aligned, and what one leaves is too small for the next alike."""
     return paddle.from_dlpack(np.empty(x.shape, _array(x).dtype))
 
 

@@ -7,6 +7,7 @@ from common.errors import UserError
 from reproduce.report_sections import wrapped
 from reproduce.report_speed_text import SPEED_TEXT
 from reproduce.report_tables import Table, markdown
+from reproduce.report_targets import targets
 
 _ORDER = ("step_b16", "step_ti16", "input", "evaluation", "start")
 _WITH_OWN_SPEED = ("ours", "pytorch", "seed_like")  # processor settings differ only between these
@@ -28,7 +29,8 @@ def read_bench(folder: Path) -> dict[str, dict]:
             continue
         try:
             record = json.loads(path.read_text())
-            _text([bench_page({name: record}), *_headline({name: record}, "en")])  # reads all that a table may want
+            alone = {name: record}  # all that a table may want is read here
+            _text([bench_page(alone), *targets(alone, "en"), *_headline(alone, "en")])
             records[name] = record
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as reason:
             raise UserError(f"{path}: not a record of python -m reproduce.bench ({type(reason).__name__}: {reason}); "
@@ -43,7 +45,7 @@ def speed_sections(root: Path) -> dict[str, str]:
         return {}
     return {
         name: _text([SPEED_TEXT[language]["intro"].format(machines=_machines(records, language)),
-                     *_parts(records, language), *_headline(records, language)])
+                     *_parts(records, language), *targets(records, language), *_headline(records, language)])
         for name, language in _READMES.items()
     }  # fmt: skip
 

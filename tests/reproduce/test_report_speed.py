@@ -11,6 +11,8 @@ from reproduce import ROOT, bench, report
 from reproduce.bench_parts import PARTS, headline
 from reproduce.report_speed import bench_page, lines, read_bench, speed_sections
 from reproduce.report_speed_text import SPEED_TEXT
+from reproduce.report_targets import targets
+from reproduce.report_targets_text import TARGETS_TEXT
 from reproduce.results import CITED
 
 GB = 10**9
@@ -50,6 +52,30 @@ def project(tmp_path) -> Path:
     bench.write(made("evaluation", ours=[0.2, 0.4, 0.8], pytorch=[0.1, 0.2, 0.4]), folder)
     bench.write(made("start", ours=[4.0, 5.0, 6.0], pytorch=[8.0, 10.0, 14.0]), folder)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        ({}, set()),
+        ({"pytorch": 0.9}, {"pytorch"}),
+        ({"seed_like": 3.9}, {"seed_like"}),
+        ({"ours_baseline": 0.5}, {"one view"}),
+        ({"memory": 4 * GB}, {"memory"}),
+        ({"paddle_vision": 19.0}, {"input"}),
+    ],
+)
+def test_targets_are_reached_or_missed_with_the_reason(changes, missed):
+    times = {"pytorch": 1.1, "seed_like": 4.1, "ours_baseline": 0.52, "paddle_vision": 21.0} | changes
+    step = made("step_b16", ours=[1.0] * 3, **{name: [times[name]] * 3 for name in ("pytorch", "seed_like",
+                                                                                    "ours_baseline")})  # fmt: skip
+    step["competitors"]["ours"]["memory_peak_bytes"] = changes.get("memory", 3 * GB)
+    records = {"step_b16": step, "input": made("input", ours=[1.0] * 3, paddle_vision=[times["paddle_vision"]] * 3)}
+    for language, words in TARGETS_TEXT.items():
+        text = "\n".join(targets(records, language))
+        assert text.count(f"| {words['no']} |") == len(missed) and text.count(f"| {words['yes']} |") == 5 - len(missed)
+        assert {kind for kind, reason in words["reasons"].items() if reason in text} == missed & words["reasons"].keys()
+    assert targets({"start": made("start", ours=[1.0] * 3)}, "en") == []
 
 
 def row(text: str, first: str) -> list[str]:

@@ -1,0 +1,44 @@
+"""What the step was to reach, and what `reproduce.bench` measured: reached or not, all in one table."""
+
+from reproduce.report_tables import Table, markdown
+from reproduce.report_targets_text import TARGETS_TEXT
+
+_SEED_LIKE, _ONE_VIEW, _INPUT = 4, 1.95, 20  # times as fast; times the seconds; times the images a second
+
+
+def targets(records: dict[str, dict], language: str) -> list[str]:
+    """A sentence, the table, and what stands in the way of the targets that are missed; nothing without records."""
+    words = TARGETS_TEXT[language]
+    rows = [row for record in records.values() for row in _rows(record, words)]
+    if not rows:
+        return []
+    missed = {kind for kind, _, _, reached in rows if not reached}
+    table = Table(
+        words["header"], [(what, value, words["yes" if reached else "no"]) for _, what, value, reached in rows]
+    )
+    reasons = [f"- {words['reasons'][kind]}" for kind in words["reasons"] if kind in missed]
+    return [words["intro"], markdown(table), *(["\n".join(reasons)] if reasons else [])]
+
+
+def _rows(record: dict, words: dict):
+    """(kind, target, figure, reached) of every target that the record can tell of."""
+    found = record["competitors"]
+    times = {name: other["ratio_to_ours"]["median"] for name, other in found.items()}
+    if record["part"].startswith("step"):
+        name = f"{record['model']}, {record['image_size']} px"
+        if "pytorch" in found:
+            figure = 1 / times["pytorch"]
+            yield "pytorch", words["pytorch"].format(name), f"{figure:.2f} x", figure <= 1
+        if "seed_like" in found:
+            figure = times["seed_like"]
+            yield "seed_like", words["seed_like"].format(name, _SEED_LIKE), f"{figure:.2f} x", figure >= _SEED_LIKE
+        if "ours_baseline" in found:
+            figure = 1 / times["ours_baseline"]
+            yield "one view", words["one view"].format(name, _ONE_VIEW), f"{figure:.2f} x", figure <= _ONE_VIEW
+        others = [found[other]["memory_peak_bytes"] for other in ("pytorch", "seed_like") if other in found]
+        if others:
+            ours, least = found["ours"]["memory_peak_bytes"], min(others)
+            yield "memory", words["memory"].format(name), f"{ours / 1e9:.2f}, {least / 1e9:.2f} GB", ours < least
+    if record["part"] == "input" and "paddle_vision" in found:
+        figure = times["paddle_vision"]
+        yield "input", words["input"].format(_INPUT), f"{figure:.1f} x", figure >= _INPUT
