@@ -112,7 +112,7 @@ def main() -> None:
         for run in runs:
             print(f"{'to do   ' if run in todo else 'finished'}  {run.name}: {' '.join(run.arguments)}")
         return
-    _run_all(todo, len(runs), ["--out", options.out])
+    _run_all(todo, len(runs), ["--out", options.out] if out != ROOT else [])  # a run's record repeats its command
 
 
 def _run_all(todo: list[Run], total: int, more: list[str]) -> None:
