@@ -90,10 +90,11 @@ def _step_table(record: dict, words: dict) -> Table:
     rows = []
     for name, found in record["competitors"].items():
         peak, before = found["memory_peak_bytes"], found["memory_before_bytes"]
+        speed = f"{_number(found['flops_per_second'] / 1e9)} ({100 * found['share_of_peak']:.0f} %)"
         rows.append((
             _name(name, words), _spread(found), "1" if name == "ours" else _spread(found["ratio_to_ours"]),
             _number(found["images_per_second"]), f"{peak / 1e9:.2f} ({(peak - before) / 1e9:.2f})",
-            f"{_number(found['flops_per_second'] / 1e9)} ({100 * found['share_of_peak']:.0f} %)", str(found["n"]),
+            "-" if name.startswith("ours_split_") else speed, str(found["n"]),  # the shared blocks are not computed
         ))  # fmt: skip
     return Table(words["header"], rows)
 
