@@ -54,16 +54,15 @@ def test_the_committed_readmes_and_page_are_what_the_logs_say(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "figure"),
-    [("README.md", "43.61"), ("README_cn.md", "43.61"), ("logs/README.md", "98.00"), ("images/report.html", "43.61")],
-)
-def test_one_changed_digit_is_named_with_its_line(project, name, figure):
+@pytest.mark.parametrize("name", ["README.md", "README_cn.md", "logs/README.md", "images/report.html"])
+def test_one_changed_digit_is_named_with_its_line(project, name):
     check(project)
+    header = json.loads((project / "logs" / "evidence" / "cifar100_vit_ti16" / "run.json").read_text())
+    figure = f"{100 * header['result']['best']['test']['accuracy']:.2f}"
     path = project / name
     text = path.read_text()
     place = text.index(figure, text.index("results:begin") if name in READMES else 0)
-    wrong = figure[:-1] + "9"
+    wrong = figure[:-1] + str((int(figure[-1]) + 1) % 10)
     path.write_text(text[:place] + wrong + text[place + len(figure) :])
     line = text[:place].count("\n") + 1
     with pytest.raises(
