@@ -62,13 +62,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, unbr
     assert run.weights() == unbroken.weights() and run.records() == unbroken.records()
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(small_disk, unbroken):
-    run = Run(small_disk, *DIGITS)
-    run.streams = small_disk.parent
+def held_on_a_full_disk(disk):
+    """A run and its process, which stands still after some states on a disk that is full since then."""
+    run = Run(disk, *DIGITS)
+    run.streams = disk.parent
     process = run.start()
     run.await_step(process, 10)
-    process.send_signal(signal.SIGSTOP)  # so that the disk is full before the next save
-    fill(small_disk, leave=2000)
+    process.send_signal(signal.SIGSTOP)
+    fill(disk, leave=2000)
+    return run, process
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(small_disk, unbroken):
+    run, process = held_on_a_full_disk(small_disk)
     kept = [path.name for path in run.states()]
     process.send_signal(signal.SIGCONT)
     run.await_text(process, "could not be saved")
@@ -84,12 +90,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(small_disk
 
 
 def test_a_full_disk_at_the_end_is_an_error_that_loses_nothing(small_disk, unbroken):
-    run = Run(small_disk, *DIGITS)
-    run.streams = small_disk.parent
-    process = run.start()
-    run.await_step(process, 10)
-    process.send_signal(signal.SIGSTOP)
-    fill(small_disk, leave=2000)
+    run, process = held_on_a_full_disk(small_disk)
     process.send_signal(signal.SIGCONT)
     assert run.finish(process) == 2
     assert "No space left on device" in run.stderr.strip().splitlines()[-1]
