@@ -42,7 +42,9 @@ class StopRequest:
 
     def _note(self, number, frame) -> None:
         if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            # Not KeyboardInterrupt: in a layer's own backward pass, which Paddle calls, it would become another error.
+            os.write(2, b"\nstopped by Ctrl-C\n")
+            os._exit(130)
         if not self.signal and parallel.is_main():  # os.write: a print in progress cannot be entered again
             os.write(2, f"\n{signal.Signals(number).name} received: stops after this step and saves\n".encode())
         self.signal = self.signal or number
