@@ -39,7 +39,7 @@ if [[ -n ${SLURM_SUBMIT_DIR:-} && ! -e $root/launch.sh ]]; then
   export RDROP_SBATCH=1
 fi
 cd "$root"
-if [[ ${1:-} == --study ]]; then # it starts its runs itself, one after the other
+if [[ ${1:-} == --study ]]; then # it starts its runs itself
   source ./setup_env.sh run
   exec "$PYTHON" -m reproduce.study "${@:2}"
 fi

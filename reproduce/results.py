@@ -111,7 +111,7 @@ def _in_proportion(name: str, settings: dict):
 
 _COLUMNS = (
     "name", "path", "recipe", "changed", "settings", "dataset", "test_is", "model", "seed", "steps", "image_size",
-    "num_views", "alpha", "kl_sum_over", "precision", "processor", "cores", "gpu", "processes", "commit", "dirty",
+    "num_views", "alpha", "kl_sum_over", "precision", "processor", "cores", "gpu", "processes", "threads", "commit", "dirty",
     "started", "command", "seconds", "selected_on", "best_step", "test_images",
     "accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last",
 )  # fmt: skip
@@ -135,6 +135,7 @@ def _row(path: Path, logs: Path) -> dict | None:
             "steps": recipe["num_steps"],
             **{name: machine[name] for name in ("processor", "cores", "gpu", "started", "command")},
             "processes": machine.get("processes", 1),  # runs before data parallel had one
+            "threads": int(machine["settings"]["OMP_NUM_THREADS"]),
             "commit": machine["git_commit"],
             "dirty": machine["git_dirty"],
             "seconds": header["seconds"],

@@ -1,25 +1,29 @@
-"""A study: arms x seeds of a recipe, one run after the other, each through train.py.
+"""A study: arms x seeds of a recipe, each run through train.py.
 
-    bash run_train.sh --study digits                      10 seeds of six arms: an hour or two on 2 cores
+    bash run_train.sh --study digits                      10 seeds of six arms, one run after the other
+    bash run_train.sh --study digits --jobs 2             two runs at a time, each on half of the cores: sooner done
     bash run_train.sh --study digits --list               its arms, and which runs are finished
-    bash run_train.sh --study cifar100 --seeds 5 --data_dir DIR --pretrained FILE
+    bash run_train.sh --study cifar100 --jobs 2 --data_dir DIR --pretrained FILE
 
 Runs land in logs/study/ and checkpoints/study/. What is finished is left out, what was stopped continues, so the same
-command may be stopped and started at any time. Options that the study does not know go to every run.
+command may be stopped and started at any time. Options that the study does not know go to every run. The number of
+threads changes the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
 """
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, near
 from common.processes import end_with_parent
-from reproduce import ROOT
+from reproduce import PROCESSOR_SETTINGS, ROOT
 from reproduce.checkpoint import check_same_meaning
 from reproduce.command import Parser, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
@@ -35,21 +39,34 @@ class Study:
     seeds: int
 
 
-def _arms(recipe: str, strengths: tuple[float, ...]) -> dict[str, dict]:
+def _arms(recipe: str, strengths: dict[str, dict]) -> dict[str, dict]:
     """Baseline, the same with twice the steps (R-Drop's compute), two views without KL, R-Drop at some strengths."""
     twice = {name: 2 * getattr(RECIPES[recipe], name) for name in ("num_steps", "warmup_steps", "eval_every")}
     return {
         "baseline": {"num_views": 1},
         "baseline_twice": {"num_views": 1, **twice},
         "two_views": {"alpha": 0.0},
-        **{f"rdrop_{strength:g}": {"alpha": strength} for strength in strengths},
+        **strengths,
     }
 
 
+def _summed(times: int, **more) -> dict:
+    """The official code's alpha with the KL summed over micro-batches of `times` images: that many times as strong."""
+    return {"alpha": 0.3, "kl_sum_over": times, **more}
+
+
 STUDIES = {
-    "digits": Study("digits", _arms("digits", (0.3, 1.0, 3.0)), seeds=10),
-    "cifar100": Study("cifar100_vit_ti16", _arms("cifar100_vit_ti16", (0.3, 1.0, 3.0)), seeds=5),
-}
+    "digits": Study("digits", _arms("digits", {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}), seeds=10),
+    "cifar100": Study(
+        "cifar100_vit_ti16",
+        _arms("cifar100_vit_ti16", {
+            # the mean (the paper's text), the sum over 8 images (the seed) and over 32 (the official code)
+            **{f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)},
+            **{f"shared_{k}": _summed(8, views_split_at=k) for k in (6, 9, 11)},
+        }),
+        seeds=5,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,6 +120,8 @@ def main() -> None:
     for arm in options.arm:
         if arm not in study.arms:
             raise UserError(f"--arm {arm}: {near(arm, study.arms)}")
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
     out = Path(options.out)
     runs = runs_of(options.study, seeds, options.arm or list(study.arms), more)
     todo = [run for run in runs if not finished(run, out)]
@@ -112,32 +131,74 @@ def main() -> None:
         for run in runs:
             print(f"{'to do   ' if run in todo else 'finished'}  {run.name}: {' '.join(run.arguments)}")
         return
-    _run_all(todo, len(runs), ["--out", options.out] if out != ROOT else [])  # a run's record repeats its command
+    _run_all(todo, len(runs), options.jobs, out)
 
 
-def _run_all(todo: list[Run], total: int, more: list[str]) -> None:
+def _run_all(todo: list[Run], total: int, jobs: int, out: Path) -> None:
+    """Run `todo`, `jobs` of them at a time. One that fails, or a signal, ends the others too: they save and stop."""
+    waiting, running, failed, asked = deque(todo), {}, None, []
+
+    def hand_on(number, frame):
+        asked.append(number)
+        for child in running:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     began = time.monotonic()
-    for number, run in enumerate(todo):
-        left = (time.monotonic() - began) / number * (len(todo) - number) if number else None
-        say("run", f"{total - len(todo) + number + 1} of {total}, {run.name}"
-                   + (f"; about {_hours(left)} left" if left is not None else ""))  # fmt: skip
-        code = _train([*run.arguments, *more])
-        if code > 128 and code - 128 in SIGNALS:
-            raise Stopped(code - 128, f"in {run.name}")
-        if code:
-            raise UserError(f"{run.name} ended with exit code {code}, see above; the runs before it are finished")
+    while running or (waiting and not failed and not asked):
+        while waiting and len(running) < jobs and not failed and not asked:
+            done = len(todo) - len(waiting) - len(running)
+            left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
+            run = waiting.popleft()
+            say("run", f"{total - len(waiting)} of {total}, {run.name}"
+                       + (f"; about {_hours(left)} left" if left is not None else ""))  # fmt: skip
+            running[_start(run, jobs, out)] = run
+        time.sleep(0.1)
+        for child in [child for child in running if child.poll() is not None]:
+            run = running.pop(child)
+            if child.returncode and not failed:
+                failed = run, child.returncode
+                for other in running:
+                    other.send_signal(signal.SIGTERM)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    if not failed and waiting:
+        raise Stopped(asked[0], f"before {waiting[0].name}")
+    if failed:
+        _report(*failed, jobs, out)
     say("finished", f"all {total} runs; python -m reproduce.report writes their tables")
 
 
-def _train(arguments: list[str]) -> int:
-    """Train one run in a process of its own, to which signals are handed on; its exit code."""
-    child = subprocess.Popen([sys.executable, "-m", "reproduce.launch", "reproduce.train", *arguments], cwd=ROOT,
-                             start_new_session=True, preexec_fn=end_with_parent)  # fmt: skip
-    handlers = {n: signal.signal(n, lambda number, frame: child.send_signal(number)) for n in SIGNALS}
-    code = child.wait()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return 128 - code if code < 0 else code
+def _start(run: Run, jobs: int, out: Path) -> subprocess.Popen:
+    """Train one run in a process of its own. Of several at a time each has its share of the cores, and a file."""
+    arguments = [*run.arguments, *(["--out", str(out)] if out != ROOT else [])]  # a run's record repeats its command
+    words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *arguments]
+    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
+    if jobs == 1:
+        return subprocess.Popen(words, **options)
+    threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"]) // jobs)
+    output = _output(run, out)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output, "a") as file:
+        return subprocess.Popen(
+            words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=file, stderr=file, **options
+        )
+
+
+def _output(run: Run, out: Path) -> Path:
+    return out / "checkpoints" / f"{run.name}.txt"
+
+
+def _report(run: Run, code: int, jobs: int, out: Path) -> None:
+    """Raise what says that and how `run` ended."""
+    code = 128 - code if code < 0 else code
+    if code - 128 in SIGNALS:
+        raise Stopped(code - 128, f"in {run.name}")
+    where = "above"
+    if jobs > 1:
+        where = str(_output(run, out))
+        print("\n".join(_output(run, out).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
+    raise UserError(f"{run.name} ended with exit code {code}, see {where}; the runs before it are finished")
 
 
 def _hours(seconds: float) -> str:
@@ -151,6 +212,9 @@ def _parser() -> Parser:
     parser.add_argument("study", help=", ".join(STUDIES))
     parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
     parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, each on its share of the cores (default 1)"
+    )
     parser.add_argument("--list", action="store_true", help="print the runs and which are finished")
     parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
     return parser

@@ -44,6 +44,37 @@ def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
     assert listed.count("\nfinished") == 2 and listed.count("\nto do") == 2
 
 
+def test_two_runs_at_a_time_share_the_cores_and_stop_together(command, tmp_path):
+    arguments = ["digits", "--seeds", 1, "--arm", "baseline", "--arm", "rdrop_1", "--jobs", 2, *SHORT]
+    arguments = [*map(str, arguments), "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-m", "reproduce.study", *arguments], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    saved = tmp_path / "checkpoints" / "study"
+    names = [f"digits-{arm}-seed1" for arm in ("baseline", "rdrop_1")]
+    while not all(list((saved / name).glob("step_*")) for name in names):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130 and "stopped by SIGINT in study/digits-" in stderr
+    done = command("reproduce.study", *arguments)
+    assert done.returncode == 0 and "all 2 runs" in done.stdout, done.stderr
+    for name in names:
+        header = json.loads((tmp_path / "logs" / "study" / name / "run.json").read_text())
+        assert header["finished"] and header["earlier_starts"]
+        assert int(header["machine"]["settings"]["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert "continues" in (saved / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_ends_the_study(command, tmp_path, jobs):
+    done = command("reproduce.study", "cifar100", "--seeds", 1, "--jobs", jobs, "--data_dir", tmp_path / "none",
+                   "--pretrained", "", "--out", tmp_path)  # fmt: skip
+    assert done.returncode == 2 and "baseline-seed1 ended with exit code 2, see" in done.stderr
+    assert str(tmp_path / "none") in done.stderr and "Traceback" not in done.stderr
+    assert "5 of 45" not in done.stdout
+
+
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
     study = STUDIES[name]
@@ -61,6 +92,7 @@ def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
         (["digit"], ["unknown study 'digit'", "did you mean digits"]),
         (["digits", "--arm", "rdrop"], ["--arm rdrop: did you mean"]),
         (["digits", "--seeds", "0"], ["--seeds 0"]),
+        (["digits", "--jobs", "0"], ["--jobs 0"]),
         (["digits", "--seed", "3"], ["--seeds N"]),
         (["digits", "--dry_run"], ["--dry_run", "--list"]),
         (["digits", "--alfa", "3", "--seeds", "1"], ["--alfa 3", "--alpha"]),
