@@ -239,5 +239,6 @@ def raw_table(runs) -> Table:
 def _command(run) -> str:
     """The command of a run as a user would give it."""
     found = re.search(r"-m (?:reproduce\.launch )?reproduce\.train ?(.*)", run["command"])
-    threads = f"OMP_NUM_THREADS={run['threads']} " if run["threads"] * run["processes"] != run["cores"] else ""
+    usual = max(1, run["cores"] // run["processes"])
+    threads = f"OMP_NUM_THREADS={run['threads']} " if run["threads"] != usual else ""
     return f"{threads}bash run_train.sh {found[1]}" if found else run["command"]

@@ -111,8 +111,8 @@ def _in_proportion(name: str, settings: dict):
 
 _COLUMNS = (
     "name", "path", "recipe", "changed", "settings", "dataset", "test_is", "model", "seed", "steps", "image_size",
-    "num_views", "alpha", "kl_sum_over", "precision", "processor", "cores", "gpu", "processes", "threads", "commit", "dirty",
-    "started", "command", "seconds", "selected_on", "best_step", "test_images",
+    "num_views", "alpha", "kl_sum_over", "precision", "processor", "cores", "gpu", "processes", "threads", "commit",
+    "dirty", "started", "command", "seconds", "selected_on", "best_step", "test_images",
     "accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last",
 )  # fmt: skip
 
