@@ -22,11 +22,16 @@ from models.vit import ViT, ViTConfig
 
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
 
-_GOOGLE = "https://storage.googleapis.com/vit_models/imagenet21k/"
+_GOOGLE = "https://storage.googleapis.com/vit_models/"
+_AUGREG = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"  # its authors' choice of ViT-B/16
 _TIMM = "https://huggingface.co/timm/"
 _PADDLECLAS = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
 PRETRAINED_URLS = {  # file name -> official address
-    **{f"{name}.npz": f"{_GOOGLE}{name}.npz" for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")},
+    **{
+        f"{name}.npz": f"{_GOOGLE}imagenet21k/{name}.npz"
+        for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")
+    },
+    _AUGREG: f"{_GOOGLE}augreg/{_AUGREG}",  # ViT-B/16 on ImageNet-21k too, trained with more augmentation (2106.10270)
     "vit_tiny_patch16_224.safetensors": (
         f"{_TIMM}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
     ),

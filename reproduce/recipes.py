@@ -164,6 +164,12 @@ _ALL = (
         model="ViT-L_16", pretrained="checkpoints/pretrained/ViT-L_16.npz", num_views=1,
     ),
     _variant(
+        _HEADLINE, "cifar100_vit_b16_best",
+        "not run by anyone yet: the headline from AugReg's weights, images mirrored; the best of what is published",
+        pretrained="checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
+        flip=True,
+    ),
+    _variant(
         _HEADLINE, "imagenet_vit_b16_rdrop", "ViT-B/16 + R-Drop on ImageNet folders; paper 84.38 %",
         dataset="imagenet",
     ),
