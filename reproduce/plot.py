@@ -15,6 +15,7 @@ import pandas as pd
 
 from reproduce import ROOT
 from reproduce.command import Parser, parse, run_command, say
+from reproduce.cost_figure import arms_of_cost, draw_cost, training_minutes
 from reproduce.figure_style import BLACK, BLUE, GREEN, ORANGE, save, style
 from reproduce.growth_figure import draw_growth, growth_runs
 from reproduce.published_figures import draw_accuracy, draw_kl_weight, draw_loss
@@ -53,9 +54,7 @@ def drawings(logs: Path = LOGS) -> tuple[list[Drawing], list[str]]:
     for recipe in sorted({group.recipe for group in groups if not group.one_view}):
         pair = main_pair(pairs, recipe)
         arms = [group for group in groups if group.recipe == recipe and not group.one_view]
-        shown = (
-            [pair.baseline, pair.rdrop] if pair else [max(arms, key=lambda group: (len(group.runs), group.strength))]
-        )
+        shown = [pair.reference, pair.arm] if pair else [max(arms, key=lambda group: (len(group.runs), group.strength))]
         about = {"recipe": recipe}
         if pair and min(len(group.runs) for group in shown) >= 2:
             found.append(Drawing("pair", f"{recipe}_arms", lambda pair=pair: draw_pair(pair), about))
@@ -63,12 +62,15 @@ def drawings(logs: Path = LOGS) -> tuple[list[Drawing], list[str]]:
             missing.append(f"{recipe}: R-Drop against baseline needs two seeds of each")
         strengths = _strengths(groups, recipe)
         if strengths:
-            baselines = [pair.baseline for pair in pairs if pair.rdrop is strengths[0]]
+            baselines = [pair.reference for pair in pairs if pair.arm is strengths[0]]
             found.append(
                 Drawing("strength", f"{recipe}_alpha", lambda a=strengths, b=baselines: draw_strength(a, b), about)
             )
         else:
             missing.append(f"{recipe}: the effect of alpha needs runs that differ in it")
+        minutes = training_minutes(arms_of_cost(groups, recipe), _measured_step(logs))
+        if any(group.blocks_shared for group in minutes):
+            found.append(Drawing("cost", f"{recipe}_cost", lambda minutes=minutes: draw_cost(minutes), about))
         if not all((path / "predictions.npz").exists() for group in shown for path in group.runs["path"]):
             missing.append(f"{recipe}: calibration and confusion need the predictions.npz of each run")
             continue
@@ -81,11 +83,17 @@ def drawings(logs: Path = LOGS) -> tuple[list[Drawing], list[str]]:
     return found, missing
 
 
+def _measured_step(logs: Path) -> dict:
+    """The record of the step that the studies take, as bench.py measured it; one without competitors if it did not."""
+    path = logs / "bench" / "step_ti16.json"
+    return json.loads(path.read_text()) if path.exists() else {"competitors": {}}
+
+
 def _strengths(groups: list[Group], recipe: str) -> list[Group]:
     """The two-view groups of `recipe` that differ in the strength of the KL term alone: the largest such set, or []."""
     families: dict[str, list[Group]] = {}
     for group in groups:
-        if group.recipe == recipe and not group.one_view:
+        if group.recipe == recipe and not group.one_view and not group.blocks_shared:
             same = {**group.rest(), "loss_form": group.settings["loss_form"]}
             families.setdefault(json.dumps(same, sort_keys=True), []).append(group)
     largest = max(families.values(), key=len, default=[])

@@ -35,10 +35,6 @@ def page(evidence: Evidence, figures: Path) -> str:
     """The page as text, with the SVG files of the folder `figures`. Raises UserError where one is missing."""
     words = TEXT["en"]
     target_was_run = any(tables.is_target(group) for group in evidence.groups)
-    if evidence.pairs:
-        pairs = words["pairs"], tables.html_table(tables.pairs_table(evidence.pairs, "en"), _TO_ROOT)
-    else:
-        pairs = words["no pairs"], ""
     return Template(_TEMPLATE.read_text()).substitute(
         summary=_items(_summary(evidence)),
         published_intro=words["published"],
@@ -53,9 +49,9 @@ def page(evidence: Evidence, figures: Path) -> str:
         runs_table=tables.html_table(tables.runs_table(evidence.groups, "en"), _TO_ROOT),
         runs_note=words["runs"],
         recipes=_items(tables.recipe_lines(evidence.groups, "en")),
-        pairs_intro=pairs[0],
-        pairs_table=pairs[1],
-        run_figures=_figures(evidence, figures, "pair", "strength", "reliability", "superclasses", "growth"),
+        answers=_items(tables.answers(evidence.pairs, "en")),
+        differences=_differences(evidence),
+        run_figures=_figures(evidence, figures, "pair", "strength", "cost", "reliability", "superclasses", "growth"),
         forms_table=tables.html_table(_FORMS, _TO_ROOT),
         weight_figure=_figures(evidence, figures, "kl_weight"),
     )
@@ -73,6 +69,17 @@ def _summary(evidence: Evidence) -> list[str]:
         "images.",
         f"Ours: {'; '.join(ours) or '**not run yet**'}.",
     ]
+
+
+def _differences(evidence: Evidence) -> str:
+    words = TEXT["en"]
+    if not evidence.pairs:
+        return f"<p>{words['no pairs']}</p>"
+    return "\n".join(
+        f"<p>{words[f'{column} differences']}</p>\n"
+        + tables.html_table(tables.differences_table(evidence.pairs, column, "en"), _TO_ROOT)
+        for column in ("accuracy", "nll")
+    )
 
 
 def _items(lines: list[str]) -> str:

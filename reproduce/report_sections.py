@@ -53,16 +53,27 @@ def _results(evidence: Evidence, language: str) -> str:
         CONTEXT[words["index"]],
         tables.claims_line(evidence.record, language),
         *_figures(evidence, language, "published_accuracy"),
+        *tables.answers(evidence.pairs, language),
         words["headline run" if target_was_run else "headline"],
         tables.markdown(tables.runs_table(evidence.groups, language)),
         words["runs"],
         "\n".join(f"- {line}" for line in tables.recipe_lines(evidence.groups, language)),
-        words["pairs" if evidence.pairs else "no pairs"],
-        *([tables.markdown(tables.pairs_table(evidence.pairs, language))] if evidence.pairs else []),
-        *_figures(evidence, language, "pair", "strength", "kl_weight"),
+        *_differences(evidence, language),
+        *_figures(evidence, language, "pair", "strength", "cost", "kl_weight"),
         words["more"],
     ]
     return "\n\n".join(part if part.startswith("|") else wrapped(part) for part in parts)
+
+
+def _differences(evidence: Evidence, language: str) -> list[str]:
+    words = TEXT[language]
+    if not evidence.pairs:
+        return [words["no pairs"]]
+    return [
+        part for column in ("accuracy", "nll")
+        for part in (words[f"{column} differences"],
+                     tables.markdown(tables.differences_table(evidence.pairs, column, language)))
+    ]  # fmt: skip
 
 
 def wrapped(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from reproduce.literature import ROWS, SOURCES, TARGET, Row
 from reproduce.published_record import PublishedRecord
 from reproduce.report_text import TEXT
-from reproduce.results import Group, Pair, Summary
+from reproduce.results import AGAINST, Group, Pair, Summary
 
 
 @dataclass(frozen=True)
@@ -138,17 +138,25 @@ def recipe_lines(groups: list[Group], language: str) -> list[str]:
     return list(lines.values())
 
 
-def pairs_table(pairs: list[Pair], language: str) -> Table:
-    """R-Drop minus baseline for every pair."""
+def differences_table(pairs: list[Pair], column: str, language: str) -> Table:
+    """Every arm with two views minus what it is compared with, in `column`: "accuracy" (in points) or "nll"."""
     words = TEXT[language]
+    shown = [against for against in AGAINST if any(pair.against == against for pair in pairs)]
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    arms.sort(key=lambda arm: arm.recipe)  # the order of the groups within a recipe stays
     rows = []
-    for pair in pairs:
-        accuracy, nll = pair.difference("accuracy"), pair.difference("nll")
-        arms = (group.arm(words["arm"]) for group in (pair.rdrop, pair.baseline))
-        versus = words["same cost" if pair.same_cost else "versus"].format(*arms)
-        rows.append((f"`{pair.rdrop.recipe}`", versus, _mean(accuracy, 2, 100, "+"), _mean(nll, 4, 1, "+"),
-                     str(accuracy.n), words["reading"][reading(accuracy)]))  # fmt: skip
-    return Table(words["pairs header"], rows)
+    for arm in arms:
+        own = [pair for pair in pairs if pair.arm is arm]
+        cells = ["; ".join(_difference(pair, column) for pair in own if pair.against == against) for against in shown]
+        rows.append((f"`{arm.recipe}`", arm.arm(words["arm"]), *cells))
+    return Table((*words["differences header"], *(words["against"][against] for against in shown)), rows)
+
+
+def _difference(pair: Pair, column: str) -> str:
+    found = pair.difference(column)
+    digits, scale = (2, 100) if column == "accuracy" else (4, 1)
+    text = _mean(found, digits, scale, "+")
+    return f"{f'**{text}**' if reading(found) in ('above', 'below') else text}, n = {found.n}"
 
 
 def reading(difference: Summary) -> str:
@@ -158,6 +166,32 @@ def reading(difference: Summary) -> str:
     if abs(difference.mean) <= difference.half_width:
         return "holds 0"
     return "above" if difference.mean > 0 else "below"
+
+
+def answers(pairs: list[Pair], language: str) -> list[str]:
+    """Whether R-Drop helps: a sentence for each recipe with at least two seeds, from all strengths that were run."""
+    words = TEXT[language]
+    found = []
+    for recipe in sorted({pair.arm.recipe for pair in pairs}):
+        own = [pair for pair in pairs if pair.arm.recipe == recipe and pair.arm.is_rdrop and len(pair.seeds) > 1]
+        parts = [
+            words["answer part"].format(against=words["against"][against], verdict=_verdict(same, words))
+            for against in AGAINST
+            if (same := [pair.difference("accuracy") for pair in own if pair.against == against])
+        ]
+        if parts:
+            found.append(words["answer"].format(recipe=recipe, n=max(len(pair.seeds) for pair in own),
+                                                parts=words["answer joint"].join(parts)))  # fmt: skip
+    return found
+
+
+def _verdict(differences: list[Summary], words: dict) -> str:
+    """What the differences of several strengths say together."""
+    means = [100 * difference.mean for difference in differences]
+    spread = f"{min(means):+.2f}" if len(means) == 1 else words["from to"].format(min(means), max(means))
+    count = {side: sum(reading(difference) == side for difference in differences) for side in ("above", "below")}
+    sides = [words["verdict"][side].format(number, len(means)) for side, number in count.items() if number]
+    return f"{words['and'].join(sides) or words['verdict']['neither']} ({spread})"
 
 
 def _accuracy(group: Group, words: dict) -> str:
@@ -181,7 +215,7 @@ def _mean(found: Summary, digits: int, scale: float = 1, sign: str = "") -> str:
 def _hardware(group: Group, words: dict) -> str:
     found = []
     for _, run in group.runs.iterrows():
-        where = run["gpu"] or words["cores"].format(run["cores"], run["processor"])
+        where = run["gpu"] or words["cores"].format(run["threads"] * run["processes"], run["processor"])
         processes = [words["processes"].format(run["processes"])] if run["processes"] > 1 else []
         found.append(words["arm"]["comma"].join((where, *processes, run["precision"])))
     return "; ".join(dict.fromkeys(found))

@@ -36,14 +36,19 @@ TEXT = {
         "all images": "all training images but those held out",
         "images a class": "{} training images a class",
         "test images": "{:,} test images",
-        "pairs header": ("run", "arms", "top-1, points", "NLL, nats", "n", "reading of the top-1"),
-        "pairs": "Two views minus baseline, seed by seed over the seeds that both have: the mean difference ± half of its 95 % interval (Student's t); of "
-                 "twenty such intervals one misses the truth by chance. A lower NLL is better.",
+        "differences header": ("run", "arm"),
+        "against": {"steps": "baseline, as many steps", "compute": "baseline, as much compute",
+                    "no KL": "two views without KL", "whole": "R-Drop, no block shared"},
+        "accuracy differences": "Each arm minus what heads the column, top-1 in points, seed by seed over the seeds that both have: the mean "
+                                "difference ± half of its 95 % interval (Student's t). Bold: the interval does not hold 0; of twenty "
+                                "intervals one misses the truth by chance, and the table has many.",
+        "nll differences": "The same in NLL, nats; lower is better:",
         "no pairs": "No run with R-Drop stands beside a baseline of the same settings and seed yet.",
-        "versus": "{} against {}",
-        "same cost": "{} against {} (the same cost)",
-        "reading": {"above": "above the baseline", "below": "below the baseline",
-                    "holds 0": "the interval holds 0: no difference shown", "one": "one seed: cannot tell"},
+        "answer": "**Does R-Drop help?** `{recipe}`, {n} seeds, top-1 in points, mean differences over all strengths that were run: {parts}.",
+        "answer part": "against {against}: {verdict}",
+        "answer joint": "; ",
+        "from to": "{:+.2f} to {:+.2f}",
+        "verdict": {"above": "better with {} of {} strengths", "below": "worse with {} of {} strengths", "neither": "no difference shown"},
         "claims header": ("claim", "the logs support it", "why"),
         "claims": "What the audit of the published logs says about the claims made on them:",
         "supported": {"yes": "yes", "no": "**no**", "cannot tell": "cannot tell"},
@@ -84,12 +89,17 @@ TEXT = {
         "all images": "除留出者外的全部训练图片",
         "images a class": "每类 {} 张训练图片",
         "test images": "{:,} 张测试图片",
-        "pairs header": ("训练", "比较", "top-1，百分点", "NLL，nat", "n", "top-1 的解读"),
-        "pairs": "在双方共有的种子上逐个相减（两个视图减基线）：平均差 ± 其 95 % 区间（Student t）的一半；二十个这样的区间中平均有一个会偶然不含真值。NLL 越低越好。",
+        "differences header": ("训练", "做法"),
+        "against": {"steps": "步数相同的基线", "compute": "计算量相同的基线", "no KL": "两个视图、无 KL", "whole": "不共享 block 的 R-Drop"},
+        "accuracy differences": "各做法减去列首所示的对照，top-1，百分点；在双方共有的种子上逐个相减：平均差 ± 其 95 % 区间（Student t）的一半。粗体：区间不含 0；"
+                                "二十个区间中平均有一个会偶然不含真值，而表中区间很多。",
+        "nll differences": "同样的比较，NLL（nat），越低越好：",
         "no pairs": "目前还没有设置与种子都相同的 R-Drop 与基线可供比较。",
-        "versus": "{} 对 {}",
-        "same cost": "{} 对 {}（计算量相同）",
-        "reading": {"above": "高于基线", "below": "低于基线", "holds 0": "区间包含 0：未显示差别", "one": "只有一个种子：无法判断"},
+        "answer": "**R-Drop 有用吗？** `{recipe}`，{n} 个种子，所有试过的强度，top-1 平均差，百分点：{parts}。",
+        "answer part": "对{against}：{verdict}",
+        "answer joint": "；",
+        "from to": "{:+.2f} 至 {:+.2f}",
+        "verdict": {"above": "{1} 种强度中 {0} 种更好", "below": "{1} 种强度中 {0} 种更差", "neither": "未显示差别"},
         "claims short": "随这些日志一同宣布的精度：得到日志支持的：{yes}；没有得到支持的：{no}；无法判断的：{cannot tell}"
                         "（[理由](logs/published/audit.json)）。",
         "and": "、",
@@ -124,6 +134,13 @@ CAPTIONS = {
     "strength": (
         "`{recipe}`: test accuracy against the strength of the KL term.",
         "`{recipe}`：测试精度与 KL 项强度的关系。",
+    ),
+    "cost": (
+        "`{recipe}`: accuracy against the time of training. Green: both views share the first blocks and part from there on, "
+        "which is cheaper and not the paper's R-Drop; its strength is that of the R-Drop shown. The time of an update is "
+        "[measured](logs/bench) by itself, for the runs shared their machine.",
+        "`{recipe}`：精度与训练时间。绿色：两个视图共享前若干个 block，从其后分开，更便宜，但不是论文的 R-Drop；其强度与图中的 R-Drop 相同。"
+        "每步时间为[单独测量](logs/bench)，因为训练时机器上还有别的任务。",
     ),
     "reliability": (
         "`{recipe}`: accuracy against confidence, all seeds of an arm together.",

@@ -180,6 +180,16 @@ class Group:
         return 0.0 if self.one_view else self.settings["alpha"] * self.settings["kl_sum_over"]
 
     @property
+    def blocks_shared(self) -> int:
+        """How many blocks both views share; 0 in R-Drop, and with one view."""
+        return 0 if self.one_view else self.settings.get("views_split_at", 0)
+
+    @property
+    def is_rdrop(self) -> bool:
+        """Whether this is the R-Drop of the paper, at whatever strength."""
+        return self.strength > 0 and not self.blocks_shared
+
+    @property
     def changed(self) -> dict:
         """Settings besides those of the KL term that most runs of this recipe name have otherwise."""
         return {name: value for name, value in sorted(self.first("changed").items()) if name not in _KL}
@@ -197,8 +207,8 @@ class Group:
                 parts.append(words["summed"].format(self.settings["kl_sum_over"]))
             if self.settings["loss_form"] != "sum":
                 parts.append(words["averaged"])
-        if not self.one_view and self.settings.get("views_split_at"):
-            parts.append(words["shared"].format(self.settings["views_split_at"]))
+        if self.blocks_shared:
+            parts.append(words["shared"].format(self.blocks_shared))
         for name, value in self.changed.items():
             parts.append(words["steps"].format(value) if name == "num_steps" else f"{name} {value}")
         return words["comma"].join(parts)
@@ -214,8 +224,12 @@ class Group:
         return {name: value for name, value in self.settings.items() if name not in (*_KL, *without)}
 
 
+def _order(group: Group) -> tuple:
+    return group.recipe, not group.one_view, group.blocks_shared, group.strength, str(group.settings)
+
+
 def find_groups(runs: pd.DataFrame) -> list[Group]:
-    """The groups of `runs`, in order of recipe name, number of views and strength of the KL term.
+    """The groups of `runs`, in order of recipe name, number of views and strength of the KL term, shared blocks last.
 
     A seed counts once: of two runs with the same recipe and seed the one that started first is taken.
     """
@@ -227,48 +241,65 @@ def find_groups(runs: pd.DataFrame) -> list[Group]:
         ordered = runs.loc[rows].sort_values(["seed", "started", "name"])
         again = ordered["seed"].duplicated()
         groups.append(Group(recipe, runs.at[rows[0], "settings"], ordered[~again], tuple(ordered["name"][again])))
-    return sorted(groups, key=lambda group: (group.recipe, not group.one_view, group.strength, str(group.settings)))
+    return sorted(groups, key=lambda group: _order(group))
 
 
-# ---- R-Drop against its baseline
+# ---- arms against others
+
+# What an arm with two views is compared with: a baseline of as many steps, a baseline of as much compute (twice the
+# steps), the same two views without KL, and, where the views share blocks, the R-Drop whose views share none.
+AGAINST = ("steps", "compute", "no KL", "whole")
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """An arm with R-Drop and a baseline with the same data, network and optimiser."""
+    """An arm with two views and what it is compared with, of the same data, network and optimiser."""
 
-    baseline: Group
-    rdrop: Group
-    same_cost: bool  # the baseline has twice the steps, for R-Drop sees each image twice
+    reference: Group
+    arm: Group
+    against: str  # one of AGAINST
 
     @property
     def seeds(self) -> list[int]:
         """Those that both have: with the same seed both see the same crops in the same order."""
-        return sorted(set(self.baseline.runs["seed"]) & set(self.rdrop.runs["seed"]))
+        return sorted(set(self.reference.runs["seed"]) & set(self.arm.runs["seed"]))
 
     def difference(self, column: str) -> Summary:
-        """R-Drop minus baseline, seed by seed."""
-        one, other = (group.runs.set_index("seed")[column] for group in (self.rdrop, self.baseline))
+        """The arm minus its reference, seed by seed."""
+        one, other = (group.runs.set_index("seed")[column] for group in (self.arm, self.reference))
         return summary([one[seed] - other[seed] for seed in self.seeds])
 
 
 def find_pairs(groups: list[Group]) -> list[Pair]:
-    """Every arm with two views and every baseline that fits it and shares a seed, those of equal steps first."""
+    """Every arm with two views beside every group that it can be compared with and shares a seed with."""
     pairs = []
-    for rdrop in (group for group in groups if not group.one_view):
-        for baseline in (group for group in groups if group.one_view):
-            steps = baseline.settings["num_steps"] / rdrop.settings["num_steps"]
-            same_cost = steps == 2 and baseline.rest(*_LONGER) == rdrop.rest(*_LONGER)
-            pair = Pair(baseline, rdrop, same_cost)
-            if (same_cost or baseline.rest() == rdrop.rest()) and pair.seeds:
+    for arm in (group for group in groups if not group.one_view):
+        for other in groups:
+            against = _against(arm, other)
+            if against and (pair := Pair(other, arm, against)).seeds:
                 pairs.append(pair)
-    return sorted(pairs, key=lambda pair: pair.same_cost)
+    return sorted(pairs, key=lambda pair: AGAINST.index(pair.against))
+
+
+def _against(arm: Group, other: Group) -> str:
+    """One of AGAINST, or "" where the two differ in something else."""
+    same = arm.rest() == other.rest()
+    if other.one_view:
+        if same:
+            return "steps"
+        twice = other.settings["num_steps"] == 2 * arm.settings["num_steps"]
+        return "compute" if twice and arm.rest(*_LONGER) == other.rest(*_LONGER) else ""
+    if not same or other.blocks_shared or arm.settings["loss_form"] != other.settings["loss_form"]:
+        return ""
+    if arm.blocks_shared:
+        return "whole" if arm.strength == other.strength else ""
+    return "no KL" if arm.strength > 0 == other.strength else ""
 
 
 def main_pair(pairs: list[Pair], recipe: str) -> Pair | None:
-    """The pair of equal steps that stands for `recipe` in figures: most seeds, then started first, KL switched on."""
-    fitting = [p for p in pairs if p.rdrop.recipe == recipe and not p.same_cost and p.rdrop.strength > 0]
-    return min(fitting, key=lambda p: (-len(p.rdrop.runs), p.rdrop.runs["started"].min()), default=None)
+    """R-Drop and baseline of equal steps that stand for `recipe` in figures: most seeds, then started first."""
+    fitting = [p for p in pairs if p.arm.recipe == recipe and p.against == "steps" and p.arm.is_rdrop]
+    return min(fitting, key=lambda p: (-len(p.arm.runs), p.arm.runs["started"].min()), default=None)
 
 
 def main(argv=None) -> None:

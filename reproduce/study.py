@@ -147,7 +147,7 @@ def _run_all(todo: list[Run], total: int, jobs: int, out: Path) -> None:
     began = time.monotonic()
     while running or (waiting and not failed and not asked):
         while waiting and len(running) < jobs and not failed and not asked:
-            done = len(todo) - len(waiting) - len(running)
+            done = len(todo) - len(waiting) - len(running) / 2  # of those under way half, on average
             left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
             run = waiting.popleft()
             say("run", f"{total - len(waiting)} of {total}, {run.name}"

@@ -1,5 +1,6 @@
 """Figures: the committed ones are those of logs/, and each shows the numbers that it should."""
 
+import json
 import pickle
 import shutil
 
@@ -110,7 +111,7 @@ def groups(tmp_path):
 def test_a_pair_shows_mean_and_range_over_seeds(groups, tmp_path):
     path = tmp_path / "rdrop-1.0-2" / "metrics.jsonl"
     path.write_text(path.read_text().replace('"validation/accuracy": 0.985', '"validation/accuracy": 0.885'))
-    (pair,) = (pair for pair in find_pairs(groups) if pair.rdrop.strength == 1.0)
+    (pair,) = (p for p in find_pairs(groups) if p.arm.strength == 1.0 and p.against == "steps")
     figure = draw_pair(pair)
     panels = {axes.get_title(): axes for axes in figure.axes}
     accuracy = panels["Validation accuracy"]
@@ -135,6 +136,29 @@ def test_strength_shows_every_seed_and_the_mean(groups):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.3", "1"]
     baseline = next(line for line in axes.lines if line.get_label() == "baseline, 3 seeds")
     assert baseline.get_ydata()[0] == pytest.approx(100 * (1 - 12 / 500))
+
+
+def test_cost_shows_each_arm_at_its_measured_time(tmp_path):
+    logs = tmp_path / "logs"
+    for folder in ("published", "bench"):
+        (logs / folder).parent.mkdir(exist_ok=True)
+        (logs / folder).symlink_to(ROOT / "logs" / folder)
+    arms = {"baseline": {"num_views": 1}, "twice": {"num_views": 1, "num_steps": 800, "warmup_steps": 80,
+            "eval_every": 200}, "two": {"alpha": 0.0}, "weak": {"alpha": 0.3}, "rdrop": {"alpha": 2.4},
+            "shared": {"alpha": 2.4, "views_split_at": 6}, "odd": {"alpha": 2.4, "views_split_at": 5}}  # fmt: skip
+    for arm, settings in arms.items():
+        for seed in (1, 2, 3):
+            make_run(logs, f"study/{arm}{seed}", 4000 + seed, seed=seed, like="cifar100_vit_ti16", **settings)
+    drawing = next(drawing for drawing in drawings(logs)[0] if drawing.kind == "cost")
+    (axes,) = drawing.draw().axes
+    times = json.loads((logs / "bench" / "step_ti16.json").read_text())["competitors"]
+    expected = [400 * times["ours_baseline"]["median"], 800 * times["ours_baseline"]["median"],
+                400 * times["ours"]["median"], 400 * times["ours"]["median"],
+                400 * times["ours_split_6"]["median"]]  # fmt: skip
+    dots = [line for line in axes.lines if line.get_marker() == "." and len(line.get_xdata()) == 3]
+    assert [60 * line.get_xdata()[0] for line in dots] == pytest.approx(expected, rel=0.02)  # side by side: the nudge
+    assert list(dots[0].get_ydata()) == pytest.approx([59.99, 59.98, 59.97])
+    assert [text.get_text() for text in axes.texts] == ["", "", "", "", "6 shared"]
 
 
 def test_what_is_drawn_and_what_is_not(tmp_path, capsys):

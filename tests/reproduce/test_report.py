@@ -21,7 +21,15 @@ from reproduce.literature import ROWS, SOURCES, TARGET
 from reproduce.report import BEGIN, END, main
 from reproduce.report_page import _FORMS
 from reproduce.report_sections import read_evidence, sections
-from reproduce.report_tables import Table, html_table, pairs_table, published_table, runs_table
+from reproduce.report_tables import (
+    Table,
+    answers,
+    differences_table,
+    html_table,
+    published_table,
+    reading,
+    runs_table,
+)
 from reproduce.report_text import LANGUAGES, TEXT
 from reproduce.results import CITED
 
@@ -151,6 +159,9 @@ def test_a_figure_says_when_it_was_chosen_on_the_test_set_or_from_a_changed_tree
     assert rows["R-Drop, alpha 8"] == "98.00 (validation images: there is no test set)"
 
 
+TWICE = {"num_steps": 2000, "warmup_steps": 200, "eval_every": 200}
+
+
 def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
     root = tmp_path
     shutil.copytree(ROOT / "logs" / "published", root / "logs" / "published")
@@ -161,9 +172,36 @@ def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
             for views, count in zip((2, 1), counts, strict=True):
                 make_run(root / "logs" / "study", f"{number}-{views}-{seed}", count, seed=seed, num_views=views,
                          name=f"recipe {number}", momentum=number / 10)  # fmt: skip
-    rows = pairs_table(read_evidence(root).pairs, "en").rows
-    assert [row[-1] for row in rows] == [TEXT["en"]["reading"][name] for name in wrong]
-    assert rows[0][2].startswith("+2.07 ± ") and rows[3][2] == "+2.00" and rows[3][4] == "1"
+    pairs = read_evidence(root).pairs
+    assert [reading(pair.difference("accuracy")) for pair in pairs] == list(wrong)
+    cells = [row[-1] for row in differences_table(pairs, "accuracy", "en").rows]
+    assert [cell.startswith("**") for cell in cells] == [True, True, False, False]
+    assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**, n = 3") and cells[3] == "+2.00, n = 1"
+    answer = dict(zip(wrong, answers(pairs, "en"), strict=False))
+    assert "as many steps: better with 1 of 1 strengths (+2.07)" in answer["above"]
+    assert "worse with 1 of 1 strengths (-2.07)" in answer["below"]
+    assert "no difference shown (-0.47)" in answer["holds 0"] and len(answer) == 3  # nothing is said of one seed
+
+
+def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
+    """Neither two views without KL nor shared blocks are R-Drop; each kind of reference has its own verdict."""
+    shutil.copytree(ROOT / "logs" / "published", tmp_path / "logs" / "published")
+    arms = {"baseline": ([9, 8, 9], {"num_views": 1}), "twice": ([5, 4, 5], {"num_views": 1, **TWICE}),
+            "no KL": ([9, 9, 9], {"alpha": 0.0}), "weak": ([9, 7, 9], {"alpha": 0.3}),
+            "strong": ([4, 3, 5], {"alpha": 3.0}),
+            "shared": ([1, 1, 1], {"alpha": 3.0, "views_split_at": 2})}  # fmt: skip
+    for name, (wrong, settings) in arms.items():
+        for seed, count in enumerate(wrong):
+            make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
+    pairs = read_evidence(tmp_path).pairs
+    (answer,) = answers(pairs, "en")
+    assert "baseline, as many steps: better with 1 of 2 strengths (+0.07 to +0.93)" in answer
+    assert "baseline, as much compute: worse with 1 of 2 strengths (-0.73 to +0.13)" in answer
+    assert "two views without KL: better with 1 of 2 strengths (+0.13 to +1.00)" in answer and "whole" not in answer
+    table = differences_table(pairs, "accuracy", "en")
+    shared = dict(zip(table.header, table.rows[-1], strict=True))
+    assert shared["arm"].endswith("first 2 blocks shared") and shared["two views without KL"] == ""
+    assert shared["R-Drop, no block shared"].startswith("**+0.60 ± ")
 
 
 def test_every_published_figure_has_a_source_and_both_languages_have_every_word():

@@ -160,7 +160,7 @@ def test_a_pair_is_compared_seed_by_seed(tmp_path):
         if baseline is not None:
             make_run(tmp_path, f"baseline-{seed}", baseline, seed=seed, num_views=1, nll=0.2)
     (pair,) = find_pairs(groups_of(tmp_path))
-    assert pair.seeds == [0, 1, 2] and not pair.same_cost
+    assert pair.seeds == [0, 1, 2] and pair.against == "steps"
     found = pair.difference("accuracy")
     gains = np.array([3, 4, 2]) / 500
     assert found.n == 3 and found.mean == pytest.approx(gains.mean())
@@ -176,8 +176,18 @@ def test_a_baseline_of_twice_the_steps_costs_the_same_and_any_other_is_none(tmp_
     make_run(tmp_path, "thrice", num_views=1, num_steps=3000)
     make_run(tmp_path, "rate", num_views=1, learning_rate=0.2)
     make_run(tmp_path, "seed", num_views=1, seed=1, momentum=0.5)
-    found = [(pair.baseline.runs["name"].item(), pair.same_cost) for pair in find_pairs(groups_of(tmp_path))]
-    assert found == [("same", False), ("twice", True)]
+    found = [(pair.reference.runs["name"].item(), pair.against) for pair in find_pairs(groups_of(tmp_path))]
+    assert found == [("same", "steps"), ("twice", "compute")]
+
+
+def test_shared_blocks_stand_beside_the_r_drop_of_their_strength(tmp_path):
+    make_run(tmp_path, "weak", alpha=0.3)
+    make_run(tmp_path, "strong", alpha=0.3, kl_sum_over=8)
+    make_run(tmp_path, "shared", alpha=0.3, kl_sum_over=8, views_split_at=2)
+    make_run(tmp_path, "no-kl", alpha=0.0)
+    make_run(tmp_path, "averaged", alpha=0.0, loss_form="mean")
+    found = {(p.arm.first("name"), p.reference.first("name"), p.against) for p in find_pairs(groups_of(tmp_path))}
+    assert found == {("weak", "no-kl", "no KL"), ("strong", "no-kl", "no KL"), ("shared", "strong", "whole")}
 
 
 def test_headline_and_its_baseline_are_a_pair_though_their_names_differ(tmp_path):
@@ -194,7 +204,9 @@ def test_the_main_pair_has_most_seeds_and_a_kl_term(tmp_path):
         for seed in seeds:
             make_run(tmp_path, f"rdrop-{alpha}-{seed}", seed=seed, alpha=alpha)
     pairs = find_pairs(groups_of(tmp_path))
-    assert len(pairs) == 3 and main_pair(pairs, "digits").rdrop.strength == 1.0
+    assert [pair.against for pair in pairs] == 3 * ["steps"] + 2 * ["no KL"] and main_pair(
+        pairs, "digits"
+    ).arm.strength == 1.0
     assert main_pair(pairs, "cifar100_vit_ti16") is None
 
 
