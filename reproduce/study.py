@@ -147,8 +147,9 @@ def _run_all(todo: list[Run], total: int, jobs: int, out: Path) -> None:
     began = time.monotonic()
     while running or (waiting and not failed and not asked):
         while waiting and len(running) < jobs and not failed and not asked:
-            done = len(todo) - len(waiting) - len(running) / 2  # of those under way half, on average
-            left = (time.monotonic() - began) / done * (len(todo) - done) if done else None
+            ended = len(todo) - len(waiting) - len(running)
+            done = ended + len(running) / 2  # half of those under way, on average
+            left = (time.monotonic() - began) / done * (len(todo) - done) if ended else None
             run = waiting.popleft()
             say("run", f"{total - len(waiting)} of {total}, {run.name}"
                        + (f"; about {_hours(left)} left" if left is not None else ""))  # fmt: skip
