@@ -76,3 +76,23 @@ def test_the_growth_stage_figures_are_those_of_the_logs(readme):
         networks = [last.get(f"test_{which}") for which in ("first", "second")] + [last["test"]]
         cells = [f"{100 * found['accuracy']:.2f}" if found else "-" for found in networks]
         assert [cell.strip() for cell in row.split("|")[3:7]] == [*cells, f"{last['test']['nll']:.3f}"]
+
+
+@pytest.mark.parametrize(
+    ("readme", "all_hours"), [("README.md", "all five {:.0f}."), ("README_cn.md", "五个共 {:.0f} 小时")]
+)
+def test_the_hours_to_close_the_gap_are_those_of_the_estimate(readme, all_hours):
+    row = next(line for line in text(readme).splitlines() if line.startswith("| A100, bf16 "))
+    rdrop = float(row.split("|")[4])  # at 40 % of the peak
+    assert f" {rdrop} + {rdrop / 2:.1f} " in text(readme)
+    assert all_hours.format(5 * 1.5 * rdrop) in text(readme)
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_link_within_the_project_leads_somewhere(readme):
+    headings = re.findall(r"^#+ (.*)$", text(readme), re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}  # as GitHub does
+    for target in re.findall(r"\]\(([^)]+)\)", text(readme)):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            assert (ROOT / path).exists() and (path or anchor in anchors), target
