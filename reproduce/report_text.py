@@ -24,7 +24,9 @@ TEXT = {
                         "n", "seeds, with their logs", "steps", "px", "on"),
         "runs": "Means over n seeds ± half of the 95 % interval (Student's t) of the mean; it tells how far other seeds would "
                 "move the mean, on this test set. The weights are those that were best on held-out training images, unless "
-                "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps.",
+                "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps. "
+                "The learning rate of `cifar100_vit_ti16` is the best for its baseline on held-out images "
+                "([how](logs/tuning)), the same for all arms.",
         "test set": "chosen on the test set",
         "not test": {"validation": "validation images: there is no test set", "all": "all images, training images too"},
         "dirty": "from a changed working tree",
@@ -77,7 +79,8 @@ TEXT = {
         "runs header": ("训练", "做法", "测试集 top-1，%", "最低至最高", "NLL，nat", "校准误差，百分点", "n", "种子与日志", "步数", "px",
                         "硬件"),
         "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。除该行注明外，"
-                "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。",
+                "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。`cifar100_vit_ti16` 的学习率按其基线在留出图片上的结果选定（[过程](logs/tuning)），"
+                "各做法相同。",
         "test set": "在测试集上选出",
         "not test": {"validation": "验证图片：没有测试集", "all": "全部图片，含训练图片"},
         "dirty": "工作目录有未提交的改动",

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from reproduce import ROOT
+from reproduce.recipes import RECIPES
 
 READMES = ("README.md", "README_cn.md")
 
