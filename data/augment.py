@@ -106,13 +106,19 @@ def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None 
 
 
 def _interpolation(start: np.ndarray, length: np.ndarray, full: int, size: int):
-    """Matrices (n, size, full) that resize `length` pixels from `start` on to `size`, rows summing to 1."""
-    start = paddle.to_tensor(start, dtype="float32").reshape([-1, 1, 1])
-    length = paddle.to_tensor(length, dtype="float32").reshape([-1, 1, 1])
-    scale = length / size
-    centre = start + (paddle.arange(size, dtype="float32").reshape([1, -1, 1]) + 0.5) * scale
-    pixel = paddle.arange(full, dtype="float32").reshape([1, 1, -1])
-    weight = (1 - (pixel + 0.5 - centre).abs() / scale.clip(min=1.0)).clip(min=0.0)
-    inside = (pixel >= start).astype("float32") * (pixel < start + length).astype("float32")
-    weight = weight * inside
-    return weight / weight.sum(axis=-1, keepdim=True)
+    """Matrices (n, size, full) that resize `length` pixels from `start` on to `size`, rows summing to 1.
+
+    In NumPy, step by step in place: on a CPU Paddle takes four times as long.
+    """
+    start, length = (values.astype(np.float32).reshape(-1, 1, 1) for values in (start, length))
+    scale = length / np.float32(size)
+    centre = start + (np.arange(size, dtype=np.float32).reshape(1, -1, 1) + np.float32(0.5)) * scale
+    pixel = np.arange(full, dtype=np.float32)
+    weight = pixel + np.float32(0.5) - centre
+    np.abs(weight, out=weight)
+    weight /= np.maximum(scale, 1)
+    np.subtract(1, weight, out=weight)
+    np.maximum(weight, 0, out=weight)
+    weight *= (pixel >= start) & (pixel < start + length)
+    weight /= weight.sum(axis=-1, keepdims=True)
+    return paddle.to_tensor(weight)
