@@ -47,11 +47,13 @@ class Dropout(nn.Dropout):
         return super().forward(x)
 
 
-class GELU(nn.GELU):
-    """nn.GELU, the exact one: x Phi(x)."""
-
-    def forward(self, x):
-        return _GELU.apply(x) if _ours(self, x) else super().forward(x)
+def hidden(linear: Linear, dropout: nn.Layer, x):
+    """dropout(GELU(linear(x))) with the exact GELU, x Phi(x): (..., in) -> (..., out)."""
+    if not _ours(linear, x) or linear.bias is None:
+        return dropout(F.gelu(linear(x)))
+    if not isinstance(dropout, Dropout):  # something that was put in its place
+        return dropout(_Hidden.apply(x, linear.weight, linear.bias, 0))
+    return _Hidden.apply(x, linear.weight, linear.bias, round(dropout.p * _LEVELS) if dropout.training else 0)
 
 
 def _ours(layer, x) -> bool:
@@ -66,6 +68,7 @@ class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
+        ctx.needed = _needed(x, weight, bias)
         y = paddle.matmul(x, weight)
         row = _array(bias)
         for (piece,) in _pieces(y):
@@ -74,20 +77,30 @@ class _Linear(PyLayer):
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight = ctx.saved_tensor()
-        rows, dy_rows = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, dy))
-        ones = paddle.ones([1, len(rows)], dy.dtype)
-        return (
-            paddle.matmul(dy, weight, transpose_y=True),
-            paddle.matmul(rows, dy_rows, transpose_x=True),
-            paddle.matmul(ones, dy_rows).flatten(),
-        )
+        return _linear_gradients(*ctx.saved_tensor(), dy, ctx.needed)
+
+
+def _needed(*tensors) -> list[bool]:
+    """Which have a gradient; Paddle wants None for the others (frozen weights)."""
+    return [not tensor.stop_gradient for tensor in tensors]
+
+
+def _linear_gradients(x, weight, dy, needed):
+    """Of x, weight and bias; None for those that are not needed."""
+    rows, dy_rows = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, dy))
+    compute = (
+        lambda: paddle.matmul(dy, weight, transpose_y=True),
+        lambda: paddle.matmul(rows, dy_rows, transpose_x=True),
+        lambda: paddle.matmul(paddle.ones([1, len(rows)], dy.dtype), dy_rows).flatten(),
+    )
+    return tuple(gradient() if wanted else None for gradient, wanted in zip(compute, needed, strict=True))
 
 
 class _LayerNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon):
         ctx.save_for_backward(x, weight)
+        ctx.needed = _needed(x, weight, bias)
         ctx.epsilon = epsilon
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
@@ -109,51 +122,79 @@ class _LayerNorm(PyLayer):
             c *= (np.einsum("ij,ij->i", result, c) * r * r / width)[:, None]
             c += (np.einsum("ij->i", result) / width)[:, None]
             result -= c
-        return dx, paddle.to_tensor(dweight), paddle.to_tensor(dbias)
+        gradients = dx, paddle.to_tensor(dweight), paddle.to_tensor(dbias)
+        return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, ctx.needed, strict=True))
 
 
-class _GELU(PyLayer):
+class _Hidden(PyLayer):
+    """Bias, GELU and dropout in the passes over memory that GELU alone would take."""
+
     @staticmethod
-    def forward(ctx, x):
-        """x Phi(x), and its derivative Phi(x) + x phi(x) in place of x for the backward pass."""
-        y, derivative = _empty_like(x), np.empty(x.shape, _array(x).dtype)
-        for a, result in _pieces(x, y):
+    def forward(ctx, x, weight, bias, dropped):
+        """Keeps the derivative of GELU, 0 where dropout drops, for the backward pass: Phi(z) + z phi(z)."""
+        z = paddle.matmul(x, weight)
+        y, derivative = _empty_like(z), np.empty(z.shape, _array(z).dtype)
+        row = _array(bias)
+        for a, result in _pieces(z, y):
+            a += row
             np.multiply(a, 0.5**0.5, out=result)
         paddle.erf_(y)
-        for a, result, slope in _pieces(x, y, derivative):
+        keep = _draw(z, dropped) if dropped else z
+        ctx.factor = _factor(dropped)
+        for a, result, slope, mask in _pieces(z, y, derivative, keep):
             result += 1
-            result *= 0.5  # Phi(x)
+            result *= 0.5  # Phi(z)
             np.multiply(a, a, out=slope)
             slope *= -0.5
             np.exp(slope, out=slope)
-            slope *= (2 * np.pi) ** -0.5  # phi(x)
+            slope *= (2 * np.pi) ** -0.5  # phi(z)
             slope *= a
             slope += result
             result *= a
+            if dropped:
+                kept = a  # z is no longer needed
+                kept[:] = mask
+                slope *= kept
+                kept *= ctx.factor
+                result *= kept
+        ctx.save_for_backward(x, weight)
+        ctx.needed = _needed(x, weight, bias)
         ctx.derivative = derivative
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        dx = _empty_like(dy)
-        for slope, d, result in _pieces(ctx.derivative, dy, dx):
-            np.multiply(slope, d, out=result)
-        return dx
+        dz = _empty_like(dy)
+        for slope, d, result in _pieces(ctx.derivative, dy, dz):
+            np.multiply(d, ctx.factor, out=result)
+            result *= slope
+        return _linear_gradients(*ctx.saved_tensor(), dz, ctx.needed)
 
 
 class _Dropout(PyLayer):
     @staticmethod
     def forward(ctx, x, dropped):
-        """`dropped` of 2^16 levels. The seed comes from Paddle's generator, whose state recompute and resume set."""
-        seed = paddle.randint(0, 2**31 - 1, [1], "int64").item()
-        words = np.random.SFC64(seed).random_raw(-(-x.size // 4))  # 64 bits each
-        keep = (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
-        ctx.keep, ctx.factor = keep, _LEVELS / (_LEVELS - dropped)
-        return _masked(x, keep, ctx.factor)
+        ctx.keep, ctx.factor = _draw(x, dropped), _factor(dropped)
+        return _masked(x, ctx.keep, ctx.factor)
 
     @staticmethod
     def backward(ctx, dy):
         return _masked(dy, ctx.keep, ctx.factor)
+
+
+def _draw(x, dropped) -> np.ndarray:
+    """What dropout keeps of `x`, bool; it drops `dropped` of 2^16.
+
+    The seed comes from Paddle's generator, whose state recompute and resume set.
+    """
+    seed = paddle.randint(0, 2**31 - 1, [1], "int64").item()
+    words = np.random.SFC64(seed).random_raw(-(-x.size // 4))  # 64 bits each
+    return (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
+
+
+def _factor(dropped) -> float:
+    """What dropout multiplies by what it keeps."""
+    return _LEVELS / (_LEVELS - dropped)
 
 
 def _masked(x, keep, factor):

@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
 
-from models.on_cpu import GELU, Dropout, LayerNorm, Linear
+from models.on_cpu import Dropout, LayerNorm, Linear, hidden
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,12 @@ class Mlp(nn.Layer):
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.fc1 = Linear(config.width, config.mlp_width)
-        self.gelu = GELU()
         self.dropout1 = Dropout(config.dropout)
         self.fc2 = Linear(config.mlp_width, config.width)
         self.dropout2 = Dropout(config.dropout)
 
     def forward(self, x):
-        x = self.dropout1(self.gelu(self.fc1(x)))
-        return self.dropout2(self.fc2(x))
+        return self.dropout2(self.fc2(hidden(self.fc1, self.dropout1, x)))
 
 
 class Block(nn.Layer):

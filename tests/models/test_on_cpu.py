@@ -38,21 +38,76 @@ def assert_same(found, expected, tolerance):
 @pytest.mark.parametrize("shape", [(3, 5, 24), (700, 96), (2, 24)])  # 700 rows: more than one piece
 def test_layers_equal_paddles(monkeypatch, shape, dtype, tolerance):
     width = shape[-1]
-    cases = on_cpu.Linear(width, 2 * width), on_cpu.LayerNorm(width, epsilon=1e-6), on_cpu.GELU()
+    cases = on_cpu.Linear(width, 2 * width), on_cpu.LayerNorm(width, epsilon=1e-6), Hidden(width, 2 * width)
     for layer in cases:
-        parameters = []
-        if isinstance(layer, nn.Layer):
-            layer.to(dtype=dtype)
-            parameters = layer.parameters()
-            for i, parameter in enumerate(parameters):
-                parameter.set_value(numbers(*parameter.shape, seed=i + 5, dtype=dtype))
+        layer.to(dtype=dtype)
+        for i, parameter in enumerate(layer.parameters()):
+            parameter.set_value(numbers(*parameter.shape, seed=i + 5, dtype=dtype))
         with monkeypatch.context() as patch:
-            assert_same(*both(patch, layer, numbers(*shape, dtype=dtype), parameters), tolerance)
+            assert_same(*both(patch, layer, numbers(*shape, dtype=dtype), layer.parameters()), tolerance)
+
+
+class Hidden(nn.Layer):
+    def __init__(self, width, hidden_width, rate=0.0):
+        super().__init__()
+        self.linear, self.dropout = on_cpu.Linear(width, hidden_width), on_cpu.Dropout(rate)
+
+    def forward(self, x):
+        return on_cpu.hidden(self.linear, self.dropout, x)
 
 
 def test_gelu_far_from_zero_is_finite_and_exact(monkeypatch):
-    x = paddle.to_tensor([-100.0, -12.0, -0.0, 0.0, 12.0, 100.0], stop_gradient=False)
-    assert_same(*both(monkeypatch, on_cpu.GELU(), x, []), 1e-7)
+    layer = Hidden(6, 6)
+    layer.linear.weight.set_value(paddle.eye(6))
+    x = paddle.to_tensor([[-100.0, -12.0, -0.0, 0.0, 12.0, 100.0]], stop_gradient=False)
+    assert_same(*both(monkeypatch, layer, x, layer.parameters()), 1e-7)
+
+
+@pytest.mark.parametrize("frozen", ["fc1.weight", "fc2.bias", "norm1", "patch_embed", "blocks.0"])
+def test_weights_may_be_frozen(frozen):
+    """The others get the gradients that they get when nothing is frozen."""
+    model = build_model("ViT-digits", 10, 8)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.set_value(parameter + 0.1 * numbers(*parameter.shape, seed=i))
+    found = []
+    for freeze in (False, True):
+        for name, parameter in model.named_parameters():
+            parameter.stop_gradient = freeze and frozen in name
+        paddle.seed(2)
+        F.cross_entropy(model(numbers(8, 3, 8, 8).detach()), paddle.arange(8)).backward()
+        found.append({name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None})
+        model.clear_gradients(set_to_zero=False)
+    whole, part = found
+    assert len(part) < len(whole) and not any(frozen in name for name in part)
+    for name, gradient in part.items():
+        np.testing.assert_array_equal(gradient, whole[name])
+
+
+class Other(nn.Dropout):
+    """A dropout that is not on_cpu's, with the same masks and gradients."""
+
+    def forward(self, x):
+        return on_cpu._Dropout.apply(x, round(self.p * on_cpu._LEVELS))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_within_the_hidden_layer_is_dropout_after_it(rate):
+    """The same masks, and the same outputs and gradients to the bit."""
+    layer, x, results = Hidden(24, 96, rate), numbers(700, 24), []
+    for dropout in (layer.dropout, Other(rate)):
+        layer.dropout = dropout
+        paddle.seed(3)
+        y = layer(x)
+        results.append([y.numpy(), *(g.numpy() for g in paddle.grad((y**3).sum(), [x, *layer.parameters()]))])
+    assert 0.9 < (results[0][0] == 0).mean() / rate < 1.1
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_hidden_layer_drops_nothing_where_its_dropout_is_off():
+    layer, x = Hidden(24, 96, 0.5), numbers(10, 24)
+    layer.dropout.eval()
+    assert not (layer(x).numpy() == 0).any()
 
 
 def test_a_whole_network_equals_the_plain_one(monkeypatch):
