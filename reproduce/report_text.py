@@ -26,7 +26,8 @@ TEXT = {
                 "move the mean, on this test set. The weights are those that were best on held-out training images, unless "
                 "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps. "
                 "The learning rate of `cifar100_vit_ti16` is the best for its baseline on held-out images "
-                "([how](logs/tuning)), the same for all arms.",
+                "([how](logs/tuning)), the same for all arms. `bash run_train.sh --study digits --jobs 2` and `--study cifar100` "
+                "repeat all, the commands in [logs/README.md](logs/README.md) single runs, on the same processor to the last digit.",
         "test set": "chosen on the test set",
         "not test": {"validation": "validation images: there is no test set", "all": "all images, training images too"},
         "dirty": "from a changed working tree",
@@ -80,7 +81,7 @@ TEXT = {
                         "硬件"),
         "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。除该行注明外，"
                 "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。`cifar100_vit_ti16` 的学习率按其基线在留出图片上的结果选定（[过程](logs/tuning)），"
-                "各做法相同。",
+                "各做法相同。`bash run_train.sh --study digits --jobs 2` 与 `--study cifar100` 重复全部训练，[logs/README.md](logs/README.md) 中有单次训练的命令；同样的处理器上逐位相同。",
         "test set": "在测试集上选出",
         "not test": {"validation": "验证图片：没有测试集", "all": "全部图片，含训练图片"},
         "dirty": "工作目录有未提交的改动",
