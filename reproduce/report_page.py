@@ -8,7 +8,7 @@ from string import Template
 from common.errors import UserError
 from reproduce import report_tables as tables
 from reproduce.literature import CONTEXT, TARGET
-from reproduce.report_sections import Evidence, caption
+from reproduce.report_sections import Evidence, answers, caption
 from reproduce.report_text import TEXT
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -49,7 +49,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         runs_table=tables.html_table(tables.runs_table(evidence.groups, "en"), _TO_ROOT),
         runs_note=words["runs"],
         recipes=_items(tables.recipe_lines(evidence.groups, "en")),
-        answers=_items(tables.answers(evidence.pairs, "en")),
+        answers=_items(answers(evidence, "en")),
         differences=_differences(evidence),
         run_figures=_figures(evidence, figures, "pair", "strength", "cost", "reliability", "superclasses", "growth"),
         forms_table=tables.html_table(_FORMS, _TO_ROOT),

@@ -53,7 +53,7 @@ def _results(evidence: Evidence, language: str) -> str:
         CONTEXT[words["index"]],
         tables.claims_line(evidence.record, language),
         *_figures(evidence, language, "published_accuracy"),
-        *tables.answers(evidence.pairs, language),
+        *answers(evidence, language),
         words["headline run" if target_was_run else "headline"],
         tables.markdown(tables.runs_table(evidence.groups, language)),
         words["runs"],
@@ -63,6 +63,12 @@ def _results(evidence: Evidence, language: str) -> str:
         words["more"],
     ]
     return "\n\n".join(part if part.startswith("|") else wrapped(part) for part in parts)
+
+
+def answers(evidence: Evidence, language: str) -> list[str]:
+    """Whether R-Drop helps, a sentence for each study, and what that does not tell; nothing without a study."""
+    found = tables.answers(evidence.pairs, language)
+    return [*found, TEXT[language]["scope"]] if found else []
 
 
 def _differences(evidence: Evidence, language: str) -> list[str]:
