@@ -19,7 +19,7 @@ _ARMS = (BLUE, ORANGE)  # baseline, R-Drop
 def draw_pair(pair: Pair):
     """Accuracy, cross-entropy, KL and learning rate of both arms: the mean over seeds and the range they span."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 8))
-    figure.suptitle(f"{pair.arm.recipe}: R-Drop against its baseline")
+    figure.suptitle(f"{pair.arm.recipe}: R-Drop against its baseline of as many updates, which takes half the compute")
     for group, colour in zip((pair.reference, pair.arm), _ARMS, strict=True):
         curves = _curves(group)
         label = f"{group.arm()}, {len(group.runs)} seeds"
@@ -75,7 +75,7 @@ def draw_reliability(groups: list[Group]):
         lower.stairs(100 * bins.share, edges, color=colour, lw=1.8)
     upper.set(ylabel="accuracy, share of 1", xlim=(0, 1), ylim=(-0.02, 1.02))
     lower.set(xlabel="confidence (probability of the predicted class)", ylabel="images, %")
-    upper.legend(loc="upper left")
+    upper.legend(loc="best")
     return figure
 
 

@@ -214,7 +214,7 @@ def _parser() -> Parser:
     parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
     parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, each on its share of the cores (default 1)"
+        "--jobs", type=int, default=1, help="runs at a time, each on its share of the CPU cores (default 1)"
     )
     parser.add_argument("--list", action="store_true", help="print the runs and which are finished")
     parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
