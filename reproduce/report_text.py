@@ -136,8 +136,9 @@ CAPTIONS = {
         "KL 在 micro-batch 上求和时，其强度与 micro-batch 的大小成正比：官方默认设置为 9.6，论文公式为 0.3。这里由 `--kl_sum_over` 给出。",
     ),
     "pair": (
-        "`{recipe}`, R-Drop against its baseline: the mean over seeds and the range they span.",
-        "`{recipe}`：R-Drop 与基线，各种子的平均与范围。",
+        "`{recipe}`, R-Drop against its baseline of as many updates, which takes half the compute: the mean over seeds and the "
+        "range they span.",
+        "`{recipe}`：R-Drop 与步数相同的基线（计算量为其一半），各种子的平均与范围。",
     ),
     "strength": (
         "`{recipe}`: test accuracy against the strength of the KL term.",
