@@ -1,7 +1,8 @@
 """The layers of a ViT, in training on a CPU computed without the kernels of Paddle that are slow there.
 
 The results are those of Paddle's own layers up to rounding, but for dropout's random numbers, which come from another
-generator of the same distribution. On a GPU, in evaluation and in an export these are Paddle's own layers.
+generator of the same distribution. On a GPU, in evaluation and in an export these are Paddle's own layers, but that
+dropout which drops nothing passes its input on.
 
 What is slow in Paddle 3.3 on a CPU: sums over rows (gradients of biases and of LayerNorm), dropout's random numbers,
 the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures whole
@@ -48,10 +49,13 @@ class Dropout(nn.Dropout):
 
 
 def hidden(linear: Linear, dropout: nn.Layer, x):
-    """dropout(GELU(linear(x))) with the exact GELU, x Phi(x): (..., in) -> (..., out)."""
+    """dropout(GELU(linear(x))) with the exact GELU, x Phi(x): (..., in) -> (..., out).
+
+    In training on a CPU it is computed at once, without calling `forward` of `linear` or of a Dropout of this file.
+    """
     if not _ours(linear, x) or linear.bias is None:
         return dropout(F.gelu(linear(x)))
-    if not isinstance(dropout, Dropout):  # something that was put in its place
+    if type(dropout) is not Dropout:  # something that was put in its place
         return dropout(_Hidden.apply(x, linear.weight, linear.bias, 0))
     return _Hidden.apply(x, linear.weight, linear.bias, round(dropout.p * _LEVELS) if dropout.training else 0)
 

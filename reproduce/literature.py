@@ -73,8 +73,9 @@ class Row:
 
 
 def _ours(model: str, num_views: int, image_size=384, num_steps=10_000) -> dict:
+    """From Google's weights and without mirroring, as the official code: other ingredients are another row."""
     return {"dataset": "cifar100", "train_per_class": 0, "batch_size": 512, "model": model, "num_views": num_views,
-            "image_size": image_size, "num_steps": num_steps}  # fmt: skip
+            "image_size": image_size, "num_steps": num_steps, "flip": False, "pretrained": f"{model}.npz"}  # fmt: skip
 
 
 def _imagenet(model: str, num_views: int) -> dict:

@@ -161,6 +161,7 @@ def count_parameters(config: ViTConfig) -> int:
 def activation_numbers(config: ViTConfig) -> int:
     """Numbers that one image's forward pass keeps for the backward pass: what each layer needs of its input.
 
+    As Paddle's own layers keep it; in training on a CPU the hidden layers keep no mask (models/on_cpu.py).
     An upper estimate: for ViT-B/16 at 384 px, two views of 3 images and the rest came to 3.6 GiB on a CPU, 4.1 by
     this count.
     """

@@ -165,7 +165,7 @@ _ALL = (
     ),
     _variant(
         _HEADLINE, "cifar100_vit_b16_best",
-        "not run by anyone yet: the headline from AugReg's weights, images mirrored; the best of what is published",
+        "not run by anyone yet: the headline from AugReg's weights and with mirrored images, which others used",
         pretrained="checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
         flip=True,
     ),

@@ -47,7 +47,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         claims_table=tables.html_table(tables.claims_table(evidence.record), _TO_ROOT).replace("box", "box wide", 1),
         headline=tables.inline_html(words["headline run" if target_was_run else "headline"], _TO_ROOT),
         runs_table=tables.html_table(tables.runs_table(evidence.groups, "en"), _TO_ROOT),
-        runs_note=words["runs"],
+        runs_note=tables.inline_html(words["runs"], _TO_ROOT),
         recipes=_items(tables.recipe_lines(evidence.groups, "en")),
         answers=_items(answers(evidence, "en")),
         differences=_differences(evidence),

@@ -147,16 +147,19 @@ def differences_table(pairs: list[Pair], column: str, language: str) -> Table:
     rows = []
     for arm in arms:
         own = [pair for pair in pairs if pair.arm is arm]
-        cells = ["; ".join(_difference(pair, column) for pair in own if pair.against == against) for against in shown]
+        cells = [
+            "; ".join(_difference(pair, column, words) for pair in own if pair.against == against) for against in shown
+        ]
         rows.append((f"`{arm.recipe}`", arm.arm(words["arm"]), *cells))
     return Table((*words["differences header"], *(words["against"][against] for against in shown)), rows)
 
 
-def _difference(pair: Pair, column: str) -> str:
+def _difference(pair: Pair, column: str, words: dict) -> str:
     found = pair.difference(column)
     digits, scale = (2, 100) if column == "accuracy" else (4, 1)
     text = _mean(found, digits, scale, "+")
-    return f"{f'**{text}**' if reading(found) in ('above', 'below') else text}, n = {found.n}"
+    bold = f"**{text}**" if reading(found) in ("above", "below") else text
+    return f"{bold}{words['arm']['comma']}n = {found.n}"
 
 
 def reading(difference: Summary) -> str:
@@ -188,10 +191,11 @@ def answers(pairs: list[Pair], language: str) -> list[str]:
 def _verdict(differences: list[Summary], words: dict) -> str:
     """What the differences of several strengths say together."""
     means = [100 * difference.mean for difference in differences]
-    spread = f"{min(means):+.2f}" if len(means) == 1 else words["from to"].format(min(means), max(means))
+    low, high = min(means), max(means)
+    spread = f"{low:+.2f}" if len(means) == 1 else words["from to"].format(low, high)
     count = {side: sum(reading(difference) == side for difference in differences) for side in ("above", "below")}
     sides = [words["verdict"][side].format(number, len(means)) for side, number in count.items() if number]
-    return f"{words['and'].join(sides) or words['verdict']['neither']} ({spread})"
+    return words["verdict of"].format(words["and"].join(sides) or words["verdict"]["neither"], spread)
 
 
 def _accuracy(group: Group, words: dict) -> str:
@@ -212,10 +216,15 @@ def _mean(found: Summary, digits: int, scale: float = 1, sign: str = "") -> str:
     return mean if found.n == 1 else f"{mean} ± {scale * found.half_width:.{digits}f}"
 
 
+def _processor(run, words: dict) -> str:
+    threads = run["threads"] * run["processes"]
+    return words["thread" if threads == 1 else "threads"].format(threads, run["processor"])
+
+
 def _hardware(group: Group, words: dict) -> str:
     found = []
     for _, run in group.runs.iterrows():
-        where = run["gpu"] or words["cores"].format(run["threads"] * run["processes"], run["processor"])
+        where = run["gpu"] or _processor(run, words)
         processes = [words["processes"].format(run["processes"])] if run["processes"] > 1 else []
         found.append(words["arm"]["comma"].join((where, *processes, run["precision"])))
     return "; ".join(dict.fromkeys(found))

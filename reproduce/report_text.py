@@ -26,12 +26,13 @@ TEXT = {
                 "move the mean, on this test set. The weights are those that were best on held-out training images, unless "
                 "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps. "
                 "The learning rate of `cifar100_vit_ti16` is the best for its baseline on held-out images "
-                "([how](logs/tuning)), the same for all arms. `bash run_train.sh --study digits --jobs 2` and `--study cifar100` "
+                "([how](logs/tuning)), the same for all arms. `bash run_train.sh --study digits --jobs 2` and `--study cifar100 --jobs 2` "
                 "repeat all, the commands in [logs/README.md](logs/README.md) single runs, on the same processor to the last digit.",
         "test set": "chosen on the test set",
         "not test": {"validation": "validation images: there is no test set", "all": "all images, training images too"},
         "dirty": "from a changed working tree",
-        "cores": "{} cores, {}",
+        "thread": "one thread, {1}",
+        "threads": "{} threads, {}",
         "processes": "{} processes",
         "recipe": "`{recipe}`: {model} {start}, {dataset}, {images}, batch {batch}",
         "scratch": "from random weights",
@@ -47,13 +48,14 @@ TEXT = {
                                 "intervals one misses the truth by chance, and the table has many.",
         "nll differences": "The same in NLL, nats; lower is better:",
         "no pairs": "No run with R-Drop stands beside a baseline of the same settings and seed yet.",
-        "answer": "**Does R-Drop help?** `{recipe}`, {n} seeds, top-1 in points, mean differences over all strengths that were run: {parts}.",
-        "scope": "Both studies are small: 400 updates of `cifar100_vit_ti16` are five epochs of 5,000 images, where any further update "
-                 "still helps most; the 1,000 of `digits` are 58 epochs. Neither says what R-Drop does in 10,000 updates of ViT-B/16.",
+        "answer": "**Does R-Drop help?** `{recipe}`, {n} seeds, mean difference in top-1 points, lowest to highest of the strengths that were run: {parts}.",
+        "scope": "These are small: 400 updates of `cifar100_vit_ti16` are five epochs of 5,000 images, when every further "
+                 "update still helps a lot; the 1,000 of `digits` are 58 epochs. Neither says what R-Drop does in 10,000 updates of ViT-B/16.",
         "answer part": "against {against}: {verdict}",
         "answer joint": "; ",
         "from to": "{:+.2f} to {:+.2f}",
-        "verdict": {"above": "better with {} of {} strengths", "below": "worse with {} of {} strengths", "neither": "no difference shown"},
+        "verdict": {"above": "better at {} of {}", "below": "worse at {} of {}", "neither": "no difference shown"},
+        "verdict of": "{} ({})",
         "claims header": ("claim", "the logs support it", "why"),
         "claims": "What the audit of the published logs says about the claims made on them:",
         "supported": {"yes": "yes", "no": "**no**", "cannot tell": "cannot tell"},
@@ -83,11 +85,12 @@ TEXT = {
                         "硬件"),
         "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。除该行注明外，"
                 "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。`cifar100_vit_ti16` 的学习率按其基线在留出图片上的结果选定（[过程](logs/tuning)），"
-                "各做法相同。`bash run_train.sh --study digits --jobs 2` 与 `--study cifar100` 重复全部训练，[logs/README.md](logs/README.md) 中有单次训练的命令；同样的处理器上逐位相同。",
+                "各做法相同。`bash run_train.sh --study digits --jobs 2` 与 `--study cifar100 --jobs 2` 重复全部训练，[logs/README.md](logs/README.md) 中有单次训练的命令；同样的处理器上逐位相同。",
         "test set": "在测试集上选出",
         "not test": {"validation": "验证图片：没有测试集", "all": "全部图片，含训练图片"},
         "dirty": "工作目录有未提交的改动",
-        "cores": "{} 核，{}",
+        "thread": "单线程，{1}",
+        "threads": "{} 线程，{}",
         "processes": "{} 个进程",
         "recipe": "`{recipe}`：{model}，{start}，{dataset}，{images}，batch {batch}",
         "scratch": "随机初始权重",
@@ -101,13 +104,14 @@ TEXT = {
                                 "二十个区间中平均有一个会偶然不含真值，而表中区间很多。",
         "nll differences": "同样的比较，NLL（nat），越低越好：",
         "no pairs": "目前还没有设置与种子都相同的 R-Drop 与基线可供比较。",
-        "answer": "**R-Drop 有用吗？** `{recipe}`，{n} 个种子，所有试过的强度，top-1 平均差，百分点：{parts}。",
-        "scope": "两个实验都很小：`cifar100_vit_ti16` 的 400 步是 5,000 张图片的五个 epoch，此时多训练几步最有用；`digits` 的 1,000 步是 58 个 epoch。"
+        "answer": "**R-Drop 有用吗？** `{recipe}`，{n} 个种子，各强度 top-1 平均差的范围（百分点）：{parts}。",
+        "scope": "这些实验都很小：`cifar100_vit_ti16` 的 400 步是 5,000 张图片的五个 epoch，此时多训练几步最有用；`digits` 的 1,000 步是 58 个 epoch。"
                  "它们都不能说明 R-Drop 在 ViT-B/16 的 10,000 步中的作用。",
-        "answer part": "对{against}：{verdict}",
+        "answer part": "与{against}相比，{verdict}",
         "answer joint": "；",
         "from to": "{:+.2f} 至 {:+.2f}",
         "verdict": {"above": "{1} 种强度中 {0} 种更好", "below": "{1} 种强度中 {0} 种更差", "neither": "未显示差别"},
+        "verdict of": "{}（{}）",
         "claims short": "随这些日志一同宣布的精度：得到日志支持的：{yes}；没有得到支持的：{no}；无法判断的：{cannot tell}"
                         "（[理由](logs/published/audit.json)）。",
         "and": "、",

@@ -246,8 +246,8 @@ def find_groups(runs: pd.DataFrame) -> list[Group]:
 
 # ---- arms against others
 
-# What an arm with two views is compared with: a baseline of as many steps, a baseline of as much compute (twice the
-# steps), the same two views without KL, and, where the views share blocks, the R-Drop whose views share none.
+# What an arm with two views is compared with: a baseline of as many steps; one of as much compute (twice the steps;
+# not where the views share blocks); the same two views without KL; and, where the views share blocks, R-Drop itself.
 AGAINST = ("steps", "compute", "no KL", "whole")
 
 
@@ -287,7 +287,7 @@ def _against(arm: Group, other: Group) -> str:
     if other.one_view:
         if same:
             return "steps"
-        twice = other.settings["num_steps"] == 2 * arm.settings["num_steps"]
+        twice = other.settings["num_steps"] == 2 * arm.settings["num_steps"] and not arm.blocks_shared
         return "compute" if twice and arm.rest(*_LONGER) == other.rest(*_LONGER) else ""
     if not same or other.blocks_shared or arm.settings["loss_form"] != other.settings["loss_form"]:
         return ""

@@ -5,7 +5,8 @@
     bash run_train.sh --study digits --list               its arms, and which runs are finished
     bash run_train.sh --study cifar100 --jobs 2 --data_dir DIR --pretrained FILE
 
-Runs land in logs/study/ and checkpoints/study/. What is finished is left out, what was stopped continues, so the same
+Runs land in logs/study/ and checkpoints/study/; of several at a time each writes what it prints to
+checkpoints/study/NAME.txt. What is finished is left out, what was stopped continues, so the same
 command may be stopped and started at any time. Options that the study does not know go to every run. The number of
 threads changes the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
 """
@@ -60,7 +61,7 @@ STUDIES = {
     "cifar100": Study(
         "cifar100_vit_ti16",
         _arms("cifar100_vit_ti16", {
-            # the mean (the paper's text), the sum over 8 images (the seed) and over 32 (the official code)
+            # the mean (the paper's text), the sum over 8 images (the Paddle port) and over 32 (the official code)
             **{f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)},
             **{f"shared_{k}": _summed(1, views_split_at=k) for k in (6, 9, 11)},
         }),
@@ -136,38 +137,50 @@ def main() -> None:
 
 def _run_all(todo: list[Run], total: int, jobs: int, out: Path) -> None:
     """Run `todo`, `jobs` of them at a time. One that fails, or a signal, ends the others too: they save and stop."""
-    waiting, running, failed, asked = deque(todo), {}, None, []
-
-    def hand_on(number, frame):
-        asked.append(number)
-        for child in running:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    waiting, running, failed = deque(todo), {}, []
+    asked, told = [], 0  # signals, and how many of them the runs have been told: each is told once
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in SIGNALS}
     began = time.monotonic()
-    while running or (waiting and not failed and not asked):
-        while waiting and len(running) < jobs and not failed and not asked:
-            ended = len(todo) - len(waiting) - len(running)
-            done = ended + len(running) / 2  # half of those under way, on average
-            left = (time.monotonic() - began) / done * (len(todo) - done) if ended else None
-            run = waiting.popleft()
-            say("run", f"{total - len(waiting)} of {total}, {run.name}"
-                       + (f"; about {_hours(left)} left" if left is not None else ""))  # fmt: skip
-            running[_start(run, jobs, out)] = run
-        time.sleep(0.1)
-        for child in [child for child in running if child.poll() is not None]:
-            run = running.pop(child)
-            if child.returncode and not failed:
-                failed = run, child.returncode
-                for other in running:
-                    other.send_signal(signal.SIGTERM)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    if not failed and waiting:
-        raise Stopped(asked[0], f"before {waiting[0].name}")
+    try:
+        while running or (waiting and not failed and not asked):
+            while waiting and len(running) < jobs and not failed and not asked:
+                run = waiting.popleft()
+                say("run", f"{total - len(waiting)} of {total}, {run.name}"
+                           + _time_left(began, len(todo) - len(waiting) - 1 - len(running), running, todo))  # fmt: skip
+                running[_start(run, jobs, out)] = run
+            time.sleep(0.1)
+            for number in asked[told:]:
+                _tell(running, number)
+                told += 1
+            for child in [child for child in running if child.poll() is not None]:
+                run = running.pop(child)
+                if child.returncode and not failed and not asked:
+                    _tell(running, signal.SIGTERM)
+                if child.returncode:
+                    failed.append((run, child.returncode))
+    finally:  # also when a process cannot be started, or nobody reads what is printed
+        _tell(running, signal.SIGTERM)
+        for child in running:
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if failed:
-        _report(*failed, jobs, out)
+        _report(failed, jobs, out)
+    if waiting:
+        raise Stopped(asked[0], f"before {waiting[0].name}")
     say("finished", f"all {total} runs; python -m reproduce.report writes their tables")
+
+
+def _tell(running, number: int) -> None:
+    for child in running:
+        child.send_signal(number)
+
+
+def _time_left(began: float, ended: int, running, todo: list[Run]) -> str:
+    if not ended:
+        return ""
+    done = ended + len(running) / 2  # half of those under way, on average
+    return f"; about {_hours((time.monotonic() - began) / done * (len(todo) - done))} left"
 
 
 def _start(run: Run, jobs: int, out: Path) -> subprocess.Popen:
@@ -190,16 +203,19 @@ def _output(run: Run, out: Path) -> Path:
     return out / "checkpoints" / f"{run.name}.txt"
 
 
-def _report(run: Run, code: int, jobs: int, out: Path) -> None:
-    """Raise what says that and how `run` ended."""
-    code = 128 - code if code < 0 else code
+def _report(failed: list[tuple[Run, int]], jobs: int, out: Path) -> None:
+    """Raise what says which of the runs failed and how; of several that one which was not stopped by a signal."""
+    ends = [(run, 128 - code if code < 0 else code) for run, code in failed]
+    run, code = min(ends, key=lambda end: end[1] - 128 in SIGNALS)
     if code - 128 in SIGNALS:
         raise Stopped(code - 128, f"in {run.name}")
     where = "above"
     if jobs > 1:
         where = str(_output(run, out))
         print("\n".join(_output(run, out).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
-    raise UserError(f"{run.name} ended with exit code {code}, see {where}; the runs before it are finished")
+    raise UserError(
+        f"{run.name} ended with exit code {code}, see {where}; finished runs stay, the same command goes on"
+    )
 
 
 def _hours(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The report: READMEs and page are what logs/ say, one changed digit is noticed, two runs are compared correctly."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from common.errors import UserError
 from reproduce import ROOT, published_record
 from reproduce.compare import bootstrap, compare, describe, mcnemar
 from reproduce.literature import ROWS, SOURCES, TARGET
+from reproduce.recipes import RECIPES
 from reproduce.report import BEGIN, END, main
 from reproduce.report_page import _FORMS
 from reproduce.report_sections import read_evidence, sections
@@ -26,12 +28,13 @@ from reproduce.report_tables import (
     answers,
     differences_table,
     html_table,
+    is_target,
     published_table,
     reading,
     runs_table,
 )
 from reproduce.report_text import LANGUAGES, TEXT
-from reproduce.results import CITED
+from reproduce.results import CITED, find_groups, find_runs
 
 READMES = ("README.md", "README_cn.md", "logs/README.md")
 
@@ -136,7 +139,8 @@ def test_rows_that_were_not_run_say_so_and_a_run_fills_the_row_it_belongs_to(pro
     assert {cell.strip("*") for cell in cells("en")} == {"not run yet"}
     assert {cell.strip("*") for cell in cells("cn")} == {"尚未运行"}
     headline = {"name": "cifar100_vit_b16_rdrop", "train_per_class": 0, "batch_size": 512, "model": "ViT-B_16",
-                "image_size": 384, "num_steps": 10_000, "alpha": 0.3, "kl_sum_over": 32}  # fmt: skip
+                "image_size": 384, "num_steps": 10_000, "alpha": 0.3, "kl_sum_over": 32,
+                "pretrained": "elsewhere/ViT-B_16.npz"}  # fmt: skip
     for seed, wrong in ((1, 660), (2, 700)):
         make_run(project / "logs" / "study", f"headline{seed}", wrong, like="cifar100_vit_ti16", seed=seed, **headline)
     short = headline | {"num_steps": 100}
@@ -178,8 +182,8 @@ def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
     assert [cell.startswith("**") for cell in cells] == [True, True, False, False]
     assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**, n = 3") and cells[3] == "+2.00, n = 1"
     answer = dict(zip(wrong, answers(pairs, "en"), strict=False))
-    assert "as many steps: better with 1 of 1 strengths (+2.07)" in answer["above"]
-    assert "worse with 1 of 1 strengths (-2.07)" in answer["below"]
+    assert "as many steps: better at 1 of 1 (+2.07)" in answer["above"]
+    assert "worse at 1 of 1 (-2.07)" in answer["below"]
     assert "no difference shown (-0.47)" in answer["holds 0"] and len(answer) == 3  # nothing is said of one seed
 
 
@@ -195,13 +199,21 @@ def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
             make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
     pairs = read_evidence(tmp_path).pairs
     (answer,) = answers(pairs, "en")
-    assert "baseline, as many steps: better with 1 of 2 strengths (+0.07 to +0.93)" in answer
-    assert "baseline, as much compute: worse with 1 of 2 strengths (-0.73 to +0.13)" in answer
-    assert "two views without KL: better with 1 of 2 strengths (+0.13 to +1.00)" in answer and "whole" not in answer
+    assert "baseline, as many steps: better at 1 of 2 (+0.07 to +0.93)" in answer
+    assert "baseline, as much compute: worse at 1 of 2 (-0.73 to +0.13)" in answer
+    assert "two views without KL: better at 1 of 2 (+0.13 to +1.00)" in answer and "whole" not in answer
     table = differences_table(pairs, "accuracy", "en")
     shared = dict(zip(table.header, table.rows[-1], strict=True))
-    assert shared["arm"].endswith("first 2 blocks shared") and shared["two views without KL"] == ""
+    assert shared["arm"].endswith("first 2 blocks shared")
+    assert shared["two views without KL"] == shared["baseline, as much compute"] == ""  # they cost less
     assert shared["R-Drop, no block shared"].startswith("**+0.60 ± ")
+
+
+def test_the_recipe_of_other_ingredients_is_not_what_the_paper_ran(tmp_path):
+    for name in ("cifar100_vit_b16_rdrop", "cifar100_vit_b16_best"):
+        make_run(tmp_path, name, **dataclasses.asdict(RECIPES[name]))
+    found = {group.recipe: is_target(group) for group in find_groups(find_runs(tmp_path))}
+    assert found == {"cifar100_vit_b16_rdrop": True, "cifar100_vit_b16_best": False}
 
 
 def test_every_published_figure_has_a_source_and_both_languages_have_every_word():

@@ -12,7 +12,7 @@ from conftest import assert_user_error
 
 from reproduce import ROOT
 from reproduce.recipes import RECIPES, get_recipe
-from reproduce.study import STUDIES, runs_of
+from reproduce.study import STUDIES, _run_all, runs_of
 
 SHORT = ("--num_steps", 60, "--warmup_steps", 2, "--eval_every", 30, "--batch_size", 16, "--save_every", 3)
 
@@ -66,13 +66,24 @@ def test_two_runs_at_a_time_share_the_cores_and_stop_together(command, tmp_path)
         assert "continues" in (saved / f"{name}.txt").read_text()
 
 
+def test_a_run_that_cannot_be_started_ends_the_others(tmp_path):
+    """Real runs; the second one's file for its output is a folder."""
+    (tmp_path / "checkpoints" / "study" / "digits-rdrop_1-seed1.txt").mkdir(parents=True)
+    settings = list(map(str, SHORT))
+    with pytest.raises(IsADirectoryError):
+        _run_all(runs_of("digits", 1, ["baseline", "rdrop_1"], settings), 2, 2, tmp_path)
+    assert subprocess.run(["pgrep", "-f", f"out {tmp_path}"]).returncode == 1  # nothing is left running
+    assert (tmp_path / "checkpoints" / "study" / "digits-baseline-seed1.txt").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_ends_the_study(command, tmp_path, jobs):
     done = command("reproduce.study", "cifar100", "--seeds", 1, "--jobs", jobs, "--data_dir", tmp_path / "none",
                    "--pretrained", "", "--out", tmp_path)  # fmt: skip
     assert done.returncode == 2 and "baseline-seed1 ended with exit code 2, see" in done.stderr
     assert str(tmp_path / "none") in done.stderr and "Traceback" not in done.stderr
-    assert "5 of 45" not in done.stdout
+    assert done.stdout.count(" of 9, study/") == jobs  # none was started after it
 
 
 @pytest.mark.parametrize("name", STUDIES)
