@@ -101,11 +101,11 @@ def test_the_hours_to_close_the_gap_are_those_of_the_estimate(readme, all_hours)
     assert all_hours.format(5 * 1.5 * rdrop) in text(readme)
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_link_within_the_project_leads_somewhere(readme):
-    headings = re.findall(r"^#+ (.*)$", text(readme), re.MULTILINE)
+@pytest.mark.parametrize("page", [*READMES, "logs/README.md", "logs/tuning/README.md", "checkpoints/README.md"])
+def test_every_link_within_the_project_leads_somewhere(page):
+    headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}  # as GitHub does
-    for target in re.findall(r"\]\(([^)]+)\)", text(readme)):
+    for target in re.findall(r"\]\(([^)]+)\)", text(page)):
         if "://" not in target:
             path, _, anchor = target.partition("#")
-            assert (ROOT / path).exists() and (path or anchor in anchors), target
+            assert ((ROOT / page).parent / path).exists() and (path or anchor in anchors), target
