@@ -49,7 +49,7 @@ def page(evidence: Evidence, figures: Path) -> str:
         runs_table=tables.html_table(tables.runs_table(evidence.groups, "en"), _TO_ROOT),
         runs_note=tables.inline_html(words["runs"], _TO_ROOT),
         recipes=_items(tables.recipe_lines(evidence.groups, "en")),
-        answers=_items(answers(evidence, "en")),
+        answers=_items([line.removeprefix("- ") for part in answers(evidence, "en") for line in part.split("\n")]),
         differences=_differences(evidence),
         run_figures=_figures(evidence, figures, "pair", "strength", "cost", "reliability", "superclasses", "growth"),
         forms_table=tables.html_table(_FORMS, _TO_ROOT),

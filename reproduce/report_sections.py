@@ -66,9 +66,10 @@ def _results(evidence: Evidence, language: str) -> str:
 
 
 def answers(evidence: Evidence, language: str) -> list[str]:
-    """Whether R-Drop helps, a sentence for each study, and what that does not tell; nothing without a study."""
+    """Whether R-Drop helps: in a sentence, in detail by study, and what that does not tell; [] without studies."""
     found = tables.answers(evidence.pairs, language)
-    return [*found, TEXT[language]["scope"]] if found else []
+    short = tables.short_answer(evidence.pairs, language)
+    return [*short, "\n".join(found), TEXT[language]["scope"]] if found else []
 
 
 def _differences(evidence: Evidence, language: str) -> list[str]:

@@ -12,6 +12,8 @@ from reproduce.published_record import PublishedRecord
 from reproduce.report_text import TEXT
 from reproduce.results import AGAINST, Group, Pair, Summary
 
+_UNITS = {"accuracy": (2, 100), "nll": (4, 1)}  # decimals and factor of a difference: points, nats
+
 
 @dataclass(frozen=True)
 class Table:
@@ -156,7 +158,7 @@ def differences_table(pairs: list[Pair], column: str, language: str) -> Table:
 
 def _difference(pair: Pair, column: str, words: dict) -> str:
     found = pair.difference(column)
-    digits, scale = (2, 100) if column == "accuracy" else (4, 1)
+    digits, scale = _UNITS[column]
     text = _mean(found, digits, scale, "+")
     bold = f"**{text}**" if reading(found) in ("above", "below") else text
     return f"{bold}{words['arm']['comma']}n = {found.n}"
@@ -171,6 +173,14 @@ def reading(difference: Summary) -> str:
     return "above" if difference.mean > 0 else "below"
 
 
+def short_answer(pairs: list[Pair], language: str) -> list[str]:
+    """R-Drop against baselines of as much compute, all strengths of all recipes together; [] without any."""
+    found = [reading(pair.difference("accuracy")) for pair in pairs
+             if pair.against == "compute" and pair.arm.is_rdrop and len(pair.seeds) > 1]  # fmt: skip
+    words = TEXT[language]["short answer"]
+    return [words.format(n=len(found), better=found.count("above"), worse=found.count("below"))] if found else []
+
+
 def answers(pairs: list[Pair], language: str) -> list[str]:
     """Whether R-Drop helps: a sentence for each recipe with at least two seeds, from all strengths that were run."""
     words = TEXT[language]
@@ -178,24 +188,26 @@ def answers(pairs: list[Pair], language: str) -> list[str]:
     for recipe in sorted({pair.arm.recipe for pair in pairs}):
         own = [pair for pair in pairs if pair.arm.recipe == recipe and pair.arm.is_rdrop and len(pair.seeds) > 1]
         parts = [
-            words["answer part"].format(against=words["against"][against], verdict=_verdict(same, words))
-            for against in AGAINST
-            if (same := [pair.difference("accuracy") for pair in own if pair.against == against])
-        ]
+            words["answer part"].format(against=words["against"][against],
+                                        accuracy=_verdict(same, "accuracy", words), nll=_verdict(same, "nll", words))
+            for against in AGAINST if (same := [pair for pair in own if pair.against == against])
+        ]  # fmt: skip
         if parts:
             found.append(words["answer"].format(recipe=recipe, n=max(len(pair.seeds) for pair in own),
                                                 parts=words["answer joint"].join(parts)))  # fmt: skip
     return found
 
 
-def _verdict(differences: list[Summary], words: dict) -> str:
-    """What the differences of several strengths say together."""
-    means = [100 * difference.mean for difference in differences]
-    low, high = min(means), max(means)
-    spread = f"{low:+.2f}" if len(means) == 1 else words["from to"].format(low, high)
-    count = {side: sum(reading(difference) == side for difference in differences) for side in ("above", "below")}
-    sides = [words["verdict"][side].format(number, len(means)) for side, number in count.items() if number]
-    return words["verdict of"].format(words["and"].join(sides) or words["verdict"]["neither"], spread)
+def _verdict(pairs: list[Pair], column: str, words: dict) -> str:
+    """What the differences of several strengths in "accuracy" or "nll" say together."""
+    found = [pair.difference(column) for pair in pairs]
+    digits, scale = _UNITS[column]
+    means = [f"{scale * mean:+.{digits}f}" for mean in sorted(difference.mean for difference in found)]
+    sides = {"above": "better", "below": "worse"} if column == "accuracy" else {"below": "better", "above": "worse"}
+    count = {word: sum(reading(difference) == side for difference in found) for side, word in sides.items()}
+    parts = [words["verdict"][word].format(number, len(found)) for word, number in count.items() if number]
+    spread = means[0] if len(means) == 1 else words["from to"].format(means[0], means[-1])
+    return words["verdict of"].format(words["and"].join(parts) or words["verdict"]["neither"], spread)
 
 
 def _accuracy(group: Group, words: dict) -> str:

@@ -48,13 +48,16 @@ TEXT = {
                                 "intervals one misses the truth by chance, and the table has many.",
         "nll differences": "The same in NLL, nats; lower is better:",
         "no pairs": "No run with R-Drop stands beside a baseline of the same settings and seed yet.",
-        "answer": "**Does R-Drop help?** `{recipe}`, {n} seeds, mean difference in top-1 points, lowest to highest of the strengths that were run: {parts}.",
+        "short answer": "**Does R-Drop help?** Against plain training with as much compute it was better in top-1 at {better} of the {n} "
+                        "strengths tried here, and worse at {worse}. In detail, in brackets the mean differences in points and nats, "
+                        "lowest to highest of the strengths:",
+        "answer": "- `{recipe}`, {n} seeds: {parts}.",
         "scope": "These are small: 400 updates of `cifar100_vit_ti16` are five epochs of 5,000 images, when every further "
                  "update still helps a lot; the 1,000 of `digits` are 58 epochs. Neither says what R-Drop does in 10,000 updates of ViT-B/16.",
-        "answer part": "against {against}: {verdict}",
+        "answer part": "against {against}, top-1 {accuracy}, NLL {nll}",
         "answer joint": "; ",
-        "from to": "{:+.2f} to {:+.2f}",
-        "verdict": {"above": "better at {} of {}", "below": "worse at {} of {}", "neither": "no difference shown"},
+        "from to": "{} to {}",
+        "verdict": {"better": "better at {} of {}", "worse": "worse at {} of {}", "neither": "no difference shown"},
         "verdict of": "{} ({})",
         "claims header": ("claim", "the logs support it", "why"),
         "claims": "What the audit of the published logs says about the claims made on them:",
@@ -104,13 +107,15 @@ TEXT = {
                                 "二十个区间中平均有一个会偶然不含真值，而表中区间很多。",
         "nll differences": "同样的比较，NLL（nat），越低越好：",
         "no pairs": "目前还没有设置与种子都相同的 R-Drop 与基线可供比较。",
-        "answer": "**R-Drop 有用吗？** `{recipe}`，{n} 个种子，各强度 top-1 平均差的范围（百分点）：{parts}。",
+        "short answer": "**R-Drop 有用吗？** 与计算量相同的普通训练相比，这里试过的 {n} 种强度中，top-1 更好的有 {better} 种，更差的有 {worse} 种。具体如下，"
+                        "括号中为各强度平均差的范围（百分点与 nat）：",
+        "answer": "- `{recipe}`，{n} 个种子：{parts}。",
         "scope": "这些实验都很小：`cifar100_vit_ti16` 的 400 步是 5,000 张图片的五个 epoch，此时多训练几步最有用；`digits` 的 1,000 步是 58 个 epoch。"
                  "它们都不能说明 R-Drop 在 ViT-B/16 的 10,000 步中的作用。",
-        "answer part": "与{against}相比，{verdict}",
+        "answer part": "与“{against}”相比，top-1 {accuracy}，NLL {nll}",
         "answer joint": "；",
-        "from to": "{:+.2f} 至 {:+.2f}",
-        "verdict": {"above": "{1} 种强度中 {0} 种更好", "below": "{1} 种强度中 {0} 种更差", "neither": "未显示差别"},
+        "from to": "{} 至 {}",
+        "verdict": {"better": "{1} 种强度中 {0} 种更好", "worse": "{1} 种强度中 {0} 种更差", "neither": "未显示差别"},
         "verdict of": "{}（{}）",
         "claims short": "随这些日志一同宣布的精度：得到日志支持的：{yes}；没有得到支持的：{no}；无法判断的：{cannot tell}"
                         "（[理由](logs/published/audit.json)）。",

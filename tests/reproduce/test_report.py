@@ -32,6 +32,7 @@ from reproduce.report_tables import (
     published_table,
     reading,
     runs_table,
+    short_answer,
 )
 from reproduce.report_text import LANGUAGES, TEXT
 from reproduce.results import CITED, find_groups, find_runs
@@ -182,7 +183,7 @@ def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
     assert [cell.startswith("**") for cell in cells] == [True, True, False, False]
     assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**, n = 3") and cells[3] == "+2.00, n = 1"
     answer = dict(zip(wrong, answers(pairs, "en"), strict=False))
-    assert "as many steps: better at 1 of 1 (+2.07)" in answer["above"]
+    assert "as many steps, top-1 better at 1 of 1 (+2.07)" in answer["above"]
     assert "worse at 1 of 1 (-2.07)" in answer["below"]
     assert "no difference shown (-0.47)" in answer["holds 0"] and len(answer) == 3  # nothing is said of one seed
 
@@ -199,9 +200,12 @@ def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
             make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
     pairs = read_evidence(tmp_path).pairs
     (answer,) = answers(pairs, "en")
-    assert "baseline, as many steps: better at 1 of 2 (+0.07 to +0.93)" in answer
-    assert "baseline, as much compute: worse at 1 of 2 (-0.73 to +0.13)" in answer
-    assert "two views without KL: better at 1 of 2 (+0.13 to +1.00)" in answer and "whole" not in answer
+    assert "better in top-1 at 0 of the 2 strengths tried here, and worse at 1." in short_answer(pairs, "en")[0]
+    assert short_answer([pair for pair in pairs if pair.against != "compute"], "en") == []
+    assert "as much compute, top-1 worse at 1 of 2 (-0.73 to +0.13), NLL " in answer
+    assert "baseline, as many steps, top-1 better at 1 of 2 (+0.07 to +0.93)" in answer
+    assert "baseline, as much compute, top-1 worse at 1 of 2 (-0.73 to +0.13)" in answer
+    assert "two views without KL, top-1 better at 1 of 2 (+0.13 to +1.00)" in answer and "whole" not in answer
     table = differences_table(pairs, "accuracy", "en")
     shared = dict(zip(table.header, table.rows[-1], strict=True))
     assert shared["arm"].endswith("first 2 blocks shared")
