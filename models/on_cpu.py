@@ -51,9 +51,10 @@ class Dropout(nn.Dropout):
 def hidden(linear: Linear, dropout: nn.Layer, x):
     """dropout(GELU(linear(x))) with the exact GELU, x Phi(x): (..., in) -> (..., out).
 
-    In training on a CPU it is computed at once, without calling `forward` of `linear` or of a Dropout of this file.
+    In training on a CPU it is computed at once, without calling the layers, unless one of them has hooks.
     """
-    if not _ours(linear, x) or linear.bias is None:
+    watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in (linear, dropout))
+    if not _ours(linear, x) or linear.bias is None or watched:
         return dropout(F.gelu(linear(x)))
     if type(dropout) is not Dropout:  # something that was put in its place
         return dropout(_Hidden.apply(x, linear.weight, linear.bias, 0))

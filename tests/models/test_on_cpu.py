@@ -104,6 +104,17 @@ def test_dropout_within_the_hidden_layer_is_dropout_after_it(rate):
         np.testing.assert_array_equal(one, other)
 
 
+def test_hooks_of_the_hidden_layer_are_called():
+    layer, x, seen = Hidden(24, 96, 0.5), numbers(10, 24), []
+    paddle.seed(3)
+    expected = layer(x).numpy()
+    layer.linear.register_forward_post_hook(lambda _, inputs, output: seen.append(output.shape))
+    layer.dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    paddle.seed(3)
+    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-6)
+    assert seen == [[10, 96], [10, 96]]
+
+
 def test_the_hidden_layer_drops_nothing_where_its_dropout_is_off():
     layer, x = Hidden(24, 96, 0.5), numbers(10, 24)
     layer.dropout.eval()
