@@ -45,7 +45,7 @@ def project(tmp_path) -> Path:
     """A copy of what the report reads and writes."""
     root = tmp_path / "project"
     (root / "logs").mkdir(parents=True)
-    for name in (*CITED, "growth_stages", "published"):
+    for name in (*CITED, "bench", "growth_stages", "published"):
         shutil.copytree(ROOT / "logs" / name, root / "logs" / name)
     for name in READMES:
         shutil.copy(ROOT / name, root / name)
