@@ -56,17 +56,20 @@ def _summed(times: int, **more) -> dict:
     return {"alpha": 0.3, "kl_sum_over": times, **more}
 
 
+# the mean (the paper's text), the sum over 8 images (the Paddle port) and over 32 (the official code)
+_SUMS = {f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)}
+
 STUDIES = {
     "digits": Study("digits", _arms("digits", {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}), seeds=10),
     "cifar100": Study(
         "cifar100_vit_ti16",
         _arms("cifar100_vit_ti16", {
-            # the mean (the paper's text), the sum over 8 images (the Paddle port) and over 32 (the official code)
-            **{f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)},
+            **_SUMS,
             **{f"shared_{k}": _summed(1, views_split_at=k) for k in (6, 9, 11)},
         }),
         seeds=5,
     ),
+    "cifar100_few": Study("cifar100_vit_ti16_few", _arms("cifar100_vit_ti16_few", _SUMS), seeds=5),
 }  # fmt: skip
 
 

@@ -143,7 +143,8 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 norm = apply_gradients(recipe, model, optimizer, scaler)
                 if scaler is None:  # with loss scaling such a step is skipped
                     check_finite(norm, "gradient norm", step, saved)
-                progress.window.append({**parts, "seconds": time.perf_counter() - started})
+                spent = time.perf_counter() - started
+                progress.window.append({**parts, "gradient_norm": norm, "seconds": spent})
                 progress.step, progress.evaluated = step, False
                 bar.update()
 
@@ -284,10 +285,16 @@ def check_finite(value: float, what: str, step: int, saved: Path) -> None:
 
 
 def training_record(window: list[dict], rate: float, batch_size: int) -> dict:
-    """Means of the loss and its parts over the updates of `window`, and their speed."""
+    """Means of the loss, its parts and the norm before clipping over the updates of `window`, and their speed.
+
+    With loss scaling a norm may be infinite: such an update was skipped, and its norm does not count.
+    """
     seconds = sum(update["seconds"] for update in window)
-    means = {f"train/{name}": sum(update[name] for update in window) / len(window) for name in window[0]}
-    del means["train/seconds"]
+    means = {}
+    for name in window[0]:
+        values = [update[name] for update in window if math.isfinite(update[name])]
+        if name != "seconds" and values:
+            means[f"train/{name}"] = sum(values) / len(values)
     return {**means, "train/learning_rate": rate, "train/images_per_second": len(window) * batch_size / seconds}
 
 

@@ -50,8 +50,8 @@ def test_train_then_evaluate(command, tmp_path):
     assert best["accuracy"] == max(validated.values()) and validated[best["step"]] == best["accuracy"]
 
     board = LogReader(file_path=str(next(logs.glob("vdlrecords.*"))))
-    tags = {"train/loss", "train/cross_entropy", "train/kl", "train/learning_rate", "train/images_per_second",
-            "validation/accuracy", "test/accuracy"}  # fmt: skip
+    tags = {"train/loss", "train/cross_entropy", "train/kl", "train/gradient_norm", "train/learning_rate",
+            "train/images_per_second", "validation/accuracy", "test/accuracy"}  # fmt: skip
     assert tags <= set(board.get_tags()["scalar"])
     drawn = {record.id: record.value for record in board.get_data("scalar", "train/loss")}
     assert drawn == pytest.approx(losses)
@@ -123,6 +123,16 @@ def test_clipping_equals_paddles(max_norm):
     assert 1 < found[1][0] < 500
     for ours, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_a_record_has_means_over_its_updates_and_leaves_out_the_norms_of_skipped_ones():
+    updates = [{"loss": 3.0, "gradient_norm": 5.0, "seconds": 1.0}, {"loss": 2.0, "gradient_norm": 2.0, "seconds": 3.0}]
+    expected = {"train/loss": 2.5, "train/gradient_norm": 3.5, "train/learning_rate": 0.1,
+                "train/images_per_second": 4.0}  # fmt: skip
+    assert train.training_record(updates, 0.1, 8) == expected
+    updates[1]["gradient_norm"] = math.inf
+    assert train.training_record(updates, 0.1, 8) == expected | {"train/gradient_norm": 5.0}
+    assert "train/gradient_norm" not in train.training_record(updates[1:], 0.1, 8)
 
 
 @pytest.mark.parametrize("option", ["fused", "resident", "recompute"])
