@@ -8,7 +8,7 @@ from string import Template
 from common.errors import UserError
 from reproduce import report_tables as tables
 from reproduce.literature import CONTEXT, TARGET
-from reproduce.report_sections import Evidence, answers, caption
+from reproduce.report_sections import Evidence, caption
 from reproduce.report_text import TEXT
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
@@ -46,11 +46,10 @@ def page(evidence: Evidence, figures: Path) -> str:
         claims_intro=words["claims"],
         claims_table=tables.html_table(tables.claims_table(evidence.record), _TO_ROOT).replace("box", "box wide", 1),
         headline=tables.inline_html(words["headline run" if target_was_run else "headline"], _TO_ROOT),
-        runs_table=tables.html_table(tables.runs_table(evidence.groups, "en"), _TO_ROOT),
+        runs=_runs(evidence),
         runs_note=tables.inline_html(words["runs"], _TO_ROOT),
-        recipes=_items(tables.recipe_lines(evidence.groups, "en")),
-        answers=_items([line.removeprefix("- ") for part in answers(evidence, "en") for line in part.split("\n")]),
-        differences=_differences(evidence),
+        answers=_answers(evidence),
+        differences=_nll_differences(evidence),
         run_figures=_figures(evidence, figures, "pair", "strength", "cost", "reliability", "superclasses", "growth"),
         forms_table=tables.html_table(_FORMS, _TO_ROOT),
         weight_figure=_figures(evidence, figures, "kl_weight"),
@@ -71,15 +70,26 @@ def _summary(evidence: Evidence) -> list[str]:
     ]
 
 
-def _differences(evidence: Evidence) -> str:
+def _answers(evidence: Evidence) -> str:
+    words, table = TEXT["en"], tables.answers_table(evidence.pairs, "en")
+    texts = [f"<p>{tables.inline_html(text, _TO_ROOT)}</p>"
+             for text in (*tables.short_answer(evidence.pairs, "en"), words["scope"])]  # fmt: skip
+    return "\n".join([*texts[:-1], tables.html_table(table, _TO_ROOT), texts[-1]]) if table.rows else ""
+
+
+def _runs(evidence: Evidence) -> str:
+    return "\n".join(
+        f"<p>{tables.inline_html(tables.recipe_line(groups, 'en'), _TO_ROOT)}</p>\n"
+        + tables.html_table(tables.recipe_table(groups, evidence.pairs, "en"), _TO_ROOT)
+        for groups in tables.by_recipe(evidence.groups)
+    )
+
+
+def _nll_differences(evidence: Evidence) -> str:
     words = TEXT["en"]
     if not evidence.pairs:
         return f"<p>{words['no pairs']}</p>"
-    return "\n".join(
-        f"<p>{words[f'{column} differences']}</p>\n"
-        + tables.html_table(tables.differences_table(evidence.pairs, column, "en"), _TO_ROOT)
-        for column in ("accuracy", "nll")
-    )
+    return f"<p>{words['nll differences']}</p>\n" + tables.html_table(tables.nll_table(evidence.pairs, "en"), _TO_ROOT)
 
 
 def _items(lines: list[str]) -> str:

@@ -39,7 +39,7 @@ def sections(evidence: Evidence) -> dict[str, str]:
     return {
         "README.md": _results(evidence, "en"),
         "README_cn.md": _results(evidence, "cn"),
-        "logs/README.md": tables.markdown(tables.raw_table(evidence.runs)),
+        "logs/README.md": tables.raw_sections(evidence.runs, evidence.groups),
     }
 
 
@@ -55,10 +55,16 @@ def _results(evidence: Evidence, language: str) -> str:
         *_figures(evidence, language, "published_accuracy"),
         *answers(evidence, language),
         words["headline run" if target_was_run else "headline"],
-        tables.markdown(tables.runs_table(evidence.groups, language)),
+        *(
+            part
+            for groups in tables.by_recipe(evidence.groups)
+            for part in (
+                tables.recipe_line(groups, language),
+                tables.markdown(tables.recipe_table(groups, evidence.pairs, language)),
+            )
+        ),
         words["runs"],
-        "\n".join(f"- {line}" for line in tables.recipe_lines(evidence.groups, language)),
-        *_differences(evidence, language),
+        *_nll_differences(evidence, language),
         *_figures(evidence, language, "pair", "strength", "cost", "kl_weight"),
         words["more"],
     ]
@@ -66,21 +72,17 @@ def _results(evidence: Evidence, language: str) -> str:
 
 
 def answers(evidence: Evidence, language: str) -> list[str]:
-    """Whether R-Drop helps: in a sentence, in detail by study, and what that does not tell; [] without studies."""
-    found = tables.answers(evidence.pairs, language)
+    """Whether R-Drop helps: in a sentence, in a table by study, and what that does not tell; [] without studies."""
+    table = tables.answers_table(evidence.pairs, language)
     short = tables.short_answer(evidence.pairs, language)
-    return [*short, "\n".join(found), TEXT[language]["scope"]] if found else []
+    return [*short, tables.markdown(table), TEXT[language]["scope"]] if table.rows else []
 
 
-def _differences(evidence: Evidence, language: str) -> list[str]:
+def _nll_differences(evidence: Evidence, language: str) -> list[str]:
     words = TEXT[language]
     if not evidence.pairs:
         return [words["no pairs"]]
-    return [
-        part for column in ("accuracy", "nll")
-        for part in (words[f"{column} differences"],
-                     tables.markdown(tables.differences_table(evidence.pairs, column, language)))
-    ]  # fmt: skip
+    return [words["nll differences"], tables.markdown(tables.nll_table(evidence.pairs, language))]
 
 
 def wrapped(text: str) -> str:

@@ -106,54 +106,67 @@ def _audit_cell(record: PublishedRecord, words: dict) -> str:
 # ---- what was run here
 
 
-def runs_table(groups: list[Group], language: str) -> Table:
-    """Every group: mean and interval over its seeds, and where the logs are."""
+def by_recipe(groups: list[Group]) -> list[list[Group]]:
+    """The groups of each recipe, in the order of `groups`."""
+    names = dict.fromkeys(group.recipe for group in groups)
+    return [[group for group in groups if group.recipe == name] for name in names]
+
+
+def recipe_line(groups: list[Group], language: str) -> str:
+    """What all arms of a recipe have in common, and where they were run."""
     words = TEXT[language]
+    group = next((group for group in groups if "num_steps" not in group.changed), groups[0])
+    settings, each = group.settings, group.settings["train_per_class"]
+    images = words["images a class"].format(each) if each else words["all images"]
+    if group.first("test_is") == "test":
+        images += words["arm"]["comma"] + words["test images"].format(group.first("test_images"))
+    return words["recipe"].format(
+        recipe=group.recipe,
+        model=" + ".join(filter(None, (settings["model"], settings.get("second_model")))),
+        start=words["pretrained"].format(settings["pretrained"]) if settings["pretrained"] else words["scratch"],
+        dataset=settings["dataset"], images=images, batch=settings["batch_size"], size=settings["image_size"],
+        steps=settings["num_steps"],
+        hardware="; ".join(dict.fromkeys(where for group in groups for where in _hardware(group, words))),
+    )  # fmt: skip
+
+
+def recipe_table(groups: list[Group], pairs: list[Pair], language: str) -> Table:
+    """The arms of a recipe: means over seeds, and top-1 minus that of what each is compared with."""
+    words = TEXT[language]
+    shown = _references(pair for pair in pairs if pair.arm in groups)
+    before, after = words["recipe header"]
+    header = (*before, *(words["minus"].format(words["against"][against]) for against in shown), *after)
     rows = []
     for group in groups:
         accuracy, nll, error = (group.of(name) for name in ("accuracy", "nll", "ece"))
-        runs = zip(group.runs["seed"], group.runs["name"], strict=True)
         rows.append((
-            f"`{group.recipe}`", group.arm(words["arm"]), _accuracy(group, words),
-            f"{100 * accuracy.low:.2f} – {100 * accuracy.high:.2f}" if accuracy.n > 1 else "",
-            _mean(nll, 4), _mean(error, 2, 100), str(accuracy.n),
-            ", ".join(f"[{seed}](logs/{name})" for seed, name in runs),
-            f"{group.settings['num_steps']:,}", str(group.settings["image_size"]), _hardware(group, words),
+            group.arm(words["arm"]), _accuracy(group, words),
+            *(_differences(group, pairs, against, "accuracy", words) for against in shown),
+            _mean(nll, 4), _mean(error, 2, 100), f"[{accuracy.n}](logs/README.md#{_anchor(_heading(group))})",
         ))  # fmt: skip
-    return Table(words["runs header"], rows)
+    return Table(header, rows)
 
 
-def recipe_lines(groups: list[Group], language: str) -> list[str]:
-    """What stands behind the recipe names of the groups, a line each."""
+def nll_table(pairs: list[Pair], language: str) -> Table:
+    """The same differences in NLL, all recipes in one table."""
     words = TEXT[language]
-    lines = {}
-    for group in groups:
-        settings, each = group.settings, group.settings["train_per_class"]
-        networks = " + ".join(filter(None, (settings["model"], settings.get("second_model"))))
-        start = words["pretrained"].format(settings["pretrained"]) if settings["pretrained"] else words["scratch"]
-        images = words["images a class"].format(each) if each else words["all images"]
-        if group.first("test_is") == "test":
-            images += words["arm"]["comma"] + words["test images"].format(group.first("test_images"))
-        line = words["recipe"].format(recipe=group.recipe, model=networks, start=start, dataset=settings["dataset"],
-                                      images=images, batch=settings["batch_size"])  # fmt: skip
-        lines.setdefault(group.recipe, line)
-    return list(lines.values())
-
-
-def differences_table(pairs: list[Pair], column: str, language: str) -> Table:
-    """Every arm with two views minus what it is compared with, in `column`: "accuracy" (in points) or "nll"."""
-    words = TEXT[language]
-    shown = [against for against in AGAINST if any(pair.against == against for pair in pairs)]
+    shown = _references(pairs)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     arms.sort(key=lambda arm: arm.recipe)  # the order of the groups within a recipe stays
-    rows = []
-    for arm in arms:
-        own = [pair for pair in pairs if pair.arm is arm]
-        cells = [
-            "; ".join(_difference(pair, column, words) for pair in own if pair.against == against) for against in shown
-        ]
-        rows.append((f"`{arm.recipe}`", arm.arm(words["arm"]), *cells))
+    rows = [(f"`{arm.recipe}`", arm.arm(words["arm"]),
+             *(_differences(arm, pairs, against, "nll", words) for against in shown)) for arm in arms]  # fmt: skip
     return Table((*words["differences header"], *(words["against"][against] for against in shown)), rows)
+
+
+def _references(pairs) -> list[str]:
+    """Those of AGAINST that occur."""
+    found = {pair.against for pair in pairs}
+    return [against for against in AGAINST if against in found]
+
+
+def _differences(arm: Group, pairs: list[Pair], against: str, column: str, words: dict) -> str:
+    own = [pair for pair in pairs if pair.arm is arm and pair.against == against]
+    return "; ".join(_difference(pair, column, words) for pair in own)
 
 
 def _difference(pair: Pair, column: str, words: dict) -> str:
@@ -161,7 +174,7 @@ def _difference(pair: Pair, column: str, words: dict) -> str:
     digits, scale = _UNITS[column]
     text = _mean(found, digits, scale, "+")
     bold = f"**{text}**" if reading(found) in ("above", "below") else text
-    return f"{bold}{words['arm']['comma']}n = {found.n}"
+    return bold if found.n == len(pair.arm.runs) else f"{bold}{words['arm']['comma']}n = {found.n}"
 
 
 def reading(difference: Summary) -> str:
@@ -181,33 +194,28 @@ def short_answer(pairs: list[Pair], language: str) -> list[str]:
     return [words.format(n=len(found), better=found.count("above"), worse=found.count("below"))] if found else []
 
 
-def answers(pairs: list[Pair], language: str) -> list[str]:
-    """Whether R-Drop helps: a sentence for each recipe with at least two seeds, from all strengths that were run."""
+def answers_table(pairs: list[Pair], language: str) -> Table:
+    """How R-Drop compares, a line for each recipe and kind of reference, over all strengths with two seeds or more."""
     words = TEXT[language]
-    found = []
+    rows = []
     for recipe in sorted({pair.arm.recipe for pair in pairs}):
         own = [pair for pair in pairs if pair.arm.recipe == recipe and pair.arm.is_rdrop and len(pair.seeds) > 1]
-        parts = [
-            words["answer part"].format(against=words["against"][against],
-                                        accuracy=_verdict(same, "accuracy", words), nll=_verdict(same, "nll", words))
-            for against in AGAINST if (same := [pair for pair in own if pair.against == against])
-        ]  # fmt: skip
-        if parts:
-            found.append(words["answer"].format(recipe=recipe, n=max(len(pair.seeds) for pair in own),
-                                                parts=words["answer joint"].join(parts)))  # fmt: skip
-    return found
+        for against in _references(own):
+            same = [pair for pair in own if pair.against == against]
+            seeds = max(len(pair.seeds) for pair in same)
+            rows.append((f"`{recipe}`", str(seeds), words["against"][against], str(len(same)),
+                         *_verdict(same, "accuracy", words), *_verdict(same, "nll", words)))  # fmt: skip
+    return Table(words["answer header"], rows)
 
 
-def _verdict(pairs: list[Pair], column: str, words: dict) -> str:
-    """What the differences of several strengths in "accuracy" or "nll" say together."""
+def _verdict(pairs: list[Pair], column: str, words: dict) -> tuple[str, str]:
+    """At how many strengths it is better and worse in "accuracy" or "nll", and the range of the mean differences."""
     found = [pair.difference(column) for pair in pairs]
     digits, scale = _UNITS[column]
-    means = [f"{scale * mean:+.{digits}f}" for mean in sorted(difference.mean for difference in found)]
-    sides = {"above": "better", "below": "worse"} if column == "accuracy" else {"below": "better", "above": "worse"}
-    count = {word: sum(reading(difference) == side for difference in found) for side, word in sides.items()}
-    parts = [words["verdict"][word].format(number, len(found)) for word, number in count.items() if number]
-    spread = means[0] if len(means) == 1 else words["from to"].format(means[0], means[-1])
-    return words["verdict of"].format(words["and"].join(parts) or words["verdict"]["neither"], spread)
+    better, worse = ("above", "below") if column == "accuracy" else ("below", "above")
+    counts = " / ".join(str(sum(reading(each) == side for each in found)) for side in (better, worse))
+    ends = [f"{scale * mean:+.{digits}f}" for mean in (f([each.mean for each in found]) for f in (min, max))]
+    return counts, ends[0] if len(found) == 1 else words["from to"].format(*ends)
 
 
 def _accuracy(group: Group, words: dict) -> str:
@@ -233,13 +241,13 @@ def _processor(run, words: dict) -> str:
     return words["thread" if threads == 1 else "threads"].format(threads, run["processor"])
 
 
-def _hardware(group: Group, words: dict) -> str:
+def _hardware(group: Group, words: dict) -> list[str]:
     found = []
     for _, run in group.runs.iterrows():
         where = run["gpu"] or _processor(run, words)
         processes = [words["processes"].format(run["processes"])] if run["processes"] > 1 else []
         found.append(words["arm"]["comma"].join((where, *processes, run["precision"])))
-    return "; ".join(dict.fromkeys(found))
+    return list(dict.fromkeys(found))
 
 
 # ---- the audit
@@ -281,14 +289,34 @@ def claims_line(record: PublishedRecord, language: str) -> str:
 # ---- logs/README.md
 
 
-def raw_table(runs) -> Table:
-    """Every run by itself with the command that repeats it."""
+def raw_sections(runs, groups: list[Group]) -> str:
+    """Every run by itself with the command that repeats it, the seeds of an arm under one heading."""
     words = TEXT["en"]
-    rows = []
-    for _, run in runs.iterrows():
-        result = words["raw cell"].format(100 * run["accuracy"], 100 * run["accuracy_last"], run["test_images"])
-        rows.append((f"[{run['name']}]({run['name']})", result, f"{run['seconds']:,.0f} s", f"`{_command(run)}`"))
-    return Table(words["raw header"], rows)
+    parts = []
+    for group in groups:
+        accuracy = group.of("accuracy")
+        mean = words["raw mean"].format(_accuracy(group, words), 100 * accuracy.low, 100 * accuracy.high, accuracy.n)
+        names = [*group.runs["name"], *group.repeated]
+        rows = [_raw_row(run, run["name"] in group.repeated, words)
+                for _, run in runs.set_index("name", drop=False).loc[names].iterrows()]  # fmt: skip
+        parts += [f"### {_heading(group)}", mean, markdown(Table(words["raw header"], rows))]
+    return "\n\n".join(parts)
+
+
+def _raw_row(run, repeated: bool, words: dict) -> tuple[str, ...]:
+    result = words["raw cell"].format(100 * run["accuracy"], 100 * run["accuracy_last"], run["test_images"])
+    seed = f"{run['seed']}{words['repeated'] if repeated else ''}"
+    return seed, f"[{run['name']}]({run['name']})", result, f"{run['seconds']:,.0f} s", f"`{_command(run)}`"
+
+
+def _heading(group: Group) -> str:
+    """The heading of a group in logs/README.md."""
+    return f"{group.recipe}: {group.arm()}"
+
+
+def _anchor(heading: str) -> str:
+    """What a heading is called in a link, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _command(run) -> str:

@@ -20,21 +20,23 @@ TEXT = {
         "headline": "**The headline has not been run**: no GPU that PaddlePaddle supports was at hand, and `--dry_run` says "
                     "at least 300 days for the 2 cores that were. What was run, through the same code:",
         "headline run": "What was run:",
-        "runs header": ("run", "arm", "test top-1, %", "lowest to highest", "NLL, nats", "calibration error, points",
-                        "n", "seeds, with their logs", "steps", "px", "on"),
-        "runs": "Means over n seeds ± half of the 95 % interval (Student's t) of the mean; it tells how far other seeds would "
-                "move the mean, on this test set. The weights are those that were best on held-out training images, unless "
-                "the row says otherwise. n = 1 shows that the path works and says nothing about whether R-Drop helps. "
-                "The learning rate of `cifar100_vit_ti16` is the best for its baseline on held-out images "
-                "([how](logs/tuning)), the same for all arms. `bash run_train.sh --study digits --jobs 2` and `--study cifar100 --jobs 2` "
-                "repeat all, the commands in [logs/README.md](logs/README.md) single runs, on the same processor to the last digit.",
+        "recipe header": (("arm", "test top-1, %"), ("NLL, nats", "calibration error, points", "n, and their logs")),
+        "minus": "minus {}",
+        "runs": "Means over n seeds ± half of the 95 % interval (Student's t) of the mean: how far other seeds would move it, on "
+                "this test set. \"Minus\" is top-1 in points minus that of another arm, seed by seed over the seeds that both "
+                "have, with its interval; bold where that does not hold 0. Of twenty intervals one misses the truth by chance, "
+                "and the tables have many. n = 1 shows that the path works and says nothing about whether R-Drop helps. The "
+                "weights are those that were best on held-out training images, unless the row says otherwise. The learning "
+                "rate is the best for the baseline on held-out images ([how](logs/tuning)), the same for all arms. `bash "
+                "run_train.sh --study digits --jobs 2`, `--study cifar100 --jobs 2` and `--study cifar100_few --jobs 2` repeat all, the "
+                "commands in [logs/README.md](logs/README.md) single runs, on the same processor to the last digit.",
         "test set": "chosen on the test set",
         "not test": {"validation": "validation images: there is no test set", "all": "all images, training images too"},
         "dirty": "from a changed working tree",
         "thread": "one thread, {1}",
         "threads": "{} threads, {}",
         "processes": "{} processes",
-        "recipe": "`{recipe}`: {model} {start}, {dataset}, {images}, batch {batch}",
+        "recipe": "**`{recipe}`**: {model} {start}, {dataset}, {images}, {size} px, {steps:,} steps of {batch}; on {hardware}.",
         "scratch": "from random weights",
         "pretrained": "from `{}`",
         "all images": "all training images but those held out",
@@ -43,22 +45,17 @@ TEXT = {
         "differences header": ("run", "arm"),
         "against": {"steps": "baseline, as many steps", "compute": "baseline, as much compute",
                     "no KL": "two views without KL", "whole": "R-Drop, no block shared"},
-        "accuracy differences": "Each arm minus what heads the column, top-1 in points, seed by seed over the seeds that both have: the mean "
-                                "difference ± half of its 95 % interval (Student's t). Bold: the interval does not hold 0; of twenty "
-                                "intervals one misses the truth by chance, and the table has many.",
-        "nll differences": "The same in NLL, nats; lower is better:",
+        "nll differences": "The same differences in NLL, nats; lower is better:",
         "no pairs": "No run with R-Drop stands beside a baseline of the same settings and seed yet.",
         "short answer": "**Does R-Drop help?** Against plain training with as much compute it was better in top-1 at {better} of the {n} "
-                        "strengths tried here, and worse at {worse}. In detail, in brackets the mean differences in points and nats, "
-                        "lowest to highest of the strengths:",
-        "answer": "- `{recipe}`, {n} seeds: {parts}.",
+                        "strengths tried here, and worse at {worse}. At how many of its strengths it was better or worse than what it is "
+                        "compared with (where the 95 % interval of the difference does not hold 0; the others show no difference), "
+                        "and the mean differences, lowest to highest:",
+        "answer header": ("study", "seeds", "R-Drop against", "strengths", "top-1 better / worse", "points",
+                          "NLL better / worse", "nats"),
         "scope": "These are small: 400 updates of `cifar100_vit_ti16` are five epochs of 5,000 images, when every further "
                  "update still helps a lot; the 1,000 of `digits` are 58 epochs. Neither says what R-Drop does in 10,000 updates of ViT-B/16.",
-        "answer part": "against {against}, top-1 {accuracy}, NLL {nll}",
-        "answer joint": "; ",
         "from to": "{} to {}",
-        "verdict": {"better": "better at {} of {}", "worse": "worse at {} of {}", "neither": "no difference shown"},
-        "verdict of": "{} ({})",
         "claims header": ("claim", "the logs support it", "why"),
         "claims": "What the audit of the published logs says about the claims made on them:",
         "supported": {"yes": "yes", "no": "**no**", "cannot tell": "cannot tell"},
@@ -67,7 +64,9 @@ TEXT = {
         "and": ", ",
         "at the end": " at the end of training",
         "none": "none",
-        "raw header": ("run", "test top-1 of the best weights (of the last)", "time", "command"),
+        "raw mean": "{}; lowest to highest {:.2f} – {:.2f}, n = {}",
+        "raw header": ("seed", "run", "test top-1 of the best weights (of the last)", "time", "command"),
+        "repeated": ", again: not counted",
         "raw cell": "{:.2f} % ({:.2f} %), {:,} images",
         "more": "More figures and an explanation on one page: [images/report.html](images/report.html), or `python -m "
                 "reproduce.report --html`. Two runs image by image: `python -m reproduce.report --compare RUN_A RUN_B`.",
@@ -84,18 +83,19 @@ TEXT = {
         "headline": "**主任务尚未运行**：手头没有 PaddlePaddle 支持的 GPU，而 `--dry_run` 估计在手头的 2 核 CPU 上至少需 300 天。"
                     "用同一套代码实际运行过的有：",
         "headline run": "实际运行过的有：",
-        "runs header": ("训练", "做法", "测试集 top-1，%", "最低至最高", "NLL，nat", "校准误差，百分点", "n", "种子与日志", "步数", "px",
-                        "硬件"),
-        "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。除该行注明外，"
-                "权重均由留出的训练图片选出。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。`cifar100_vit_ti16` 的学习率按其基线在留出图片上的结果选定（[过程](logs/tuning)），"
-                "各做法相同。`bash run_train.sh --study digits --jobs 2` 与 `--study cifar100 --jobs 2` 重复全部训练，[logs/README.md](logs/README.md) 中有单次训练的命令；同样的处理器上逐位相同。",
+        "recipe header": (("做法", "测试集 top-1，%"), ("NLL，nat", "校准误差，百分点", "n 与日志")),
+        "minus": "减去{}",
+        "runs": "数值为 n 个种子的平均 ± 平均值的 95 % 区间（Student t）的一半：它说明换一批种子时，在这个测试集上平均值会变动多少。“减去”各列是 top-1 减去另一做法的 top-1（百分点），"
+                "在双方共有的种子上逐个相减，附其区间；粗体：区间不含 0。二十个区间中平均有一个会偶然不含真值，而表中区间很多。n = 1 只说明整条路径可用，不能说明 R-Drop 是否有效。"
+                "除该行注明外，权重均由留出的训练图片选出。学习率按基线在留出图片上的结果选定（[过程](logs/tuning)），各做法相同。`bash run_train.sh --study digits --jobs 2`、"
+                "`--study cifar100 --jobs 2` 与 `--study cifar100_few --jobs 2` 重复全部训练，[logs/README.md](logs/README.md) 中有单次训练的命令；同样的处理器上逐位相同。",
         "test set": "在测试集上选出",
         "not test": {"validation": "验证图片：没有测试集", "all": "全部图片，含训练图片"},
         "dirty": "工作目录有未提交的改动",
         "thread": "单线程，{1}",
         "threads": "{} 线程，{}",
         "processes": "{} 个进程",
-        "recipe": "`{recipe}`：{model}，{start}，{dataset}，{images}，batch {batch}",
+        "recipe": "**`{recipe}`**：{model}，{start}，{dataset}，{images}，{size} px，{steps:,} 步，batch {batch}；{hardware}。",
         "scratch": "随机初始权重",
         "pretrained": "初始权重 `{}`",
         "all images": "除留出者外的全部训练图片",
@@ -103,20 +103,14 @@ TEXT = {
         "test images": "{:,} 张测试图片",
         "differences header": ("训练", "做法"),
         "against": {"steps": "步数相同的基线", "compute": "计算量相同的基线", "no KL": "两个视图、无 KL", "whole": "不共享 block 的 R-Drop"},
-        "accuracy differences": "各做法减去列首所示的对照，top-1，百分点；在双方共有的种子上逐个相减：平均差 ± 其 95 % 区间（Student t）的一半。粗体：区间不含 0；"
-                                "二十个区间中平均有一个会偶然不含真值，而表中区间很多。",
-        "nll differences": "同样的比较，NLL（nat），越低越好：",
+        "nll differences": "同样的差，NLL（nat），越低越好：",
         "no pairs": "目前还没有设置与种子都相同的 R-Drop 与基线可供比较。",
-        "short answer": "**R-Drop 有用吗？** 与计算量相同的普通训练相比，这里试过的 {n} 种强度中，top-1 更好的有 {better} 种，更差的有 {worse} 种。具体如下，"
-                        "括号中为各强度平均差的范围（百分点与 nat）：",
-        "answer": "- `{recipe}`，{n} 个种子：{parts}。",
+        "short answer": "**R-Drop 有用吗？** 与计算量相同的普通训练相比，这里试过的 {n} 种强度中，top-1 更好的有 {better} 种，更差的有 {worse} 种。下表为与各对照相比更好、更差的强度数"
+                        "（差的 95 % 区间不含 0；其余未显示差别），以及各强度平均差的范围：",
+        "answer header": ("实验", "种子", "R-Drop 与之相比", "强度数", "top-1 更好 / 更差", "百分点", "NLL 更好 / 更差", "nat"),
         "scope": "这些实验都很小：`cifar100_vit_ti16` 的 400 步是 5,000 张图片的五个 epoch，此时多训练几步最有用；`digits` 的 1,000 步是 58 个 epoch。"
                  "它们都不能说明 R-Drop 在 ViT-B/16 的 10,000 步中的作用。",
-        "answer part": "与“{against}”相比，top-1 {accuracy}，NLL {nll}",
-        "answer joint": "；",
         "from to": "{} 至 {}",
-        "verdict": {"better": "{1} 种强度中 {0} 种更好", "worse": "{1} 种强度中 {0} 种更差", "neither": "未显示差别"},
-        "verdict of": "{}（{}）",
         "claims short": "随这些日志一同宣布的精度：得到日志支持的：{yes}；没有得到支持的：{no}；无法判断的：{cannot tell}"
                         "（[理由](logs/published/audit.json)）。",
         "and": "、",

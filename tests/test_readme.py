@@ -1,6 +1,7 @@
 """The figures in the READMEs are those of the logs, and the released weights are what they say."""
 
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -103,9 +104,17 @@ def test_the_hours_to_close_the_gap_are_those_of_the_estimate(readme, all_hours)
 
 @pytest.mark.parametrize("page", [*READMES, "logs/README.md", "logs/tuning/README.md", "checkpoints/README.md"])
 def test_every_link_within_the_project_leads_somewhere(page):
-    headings = re.findall(r"^#+ (.*)$", text(page), re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}  # as GitHub does
     for target in re.findall(r"\]\(([^)]+)\)", text(page)):
         if "://" not in target:
             path, _, anchor = target.partition("#")
-            assert ((ROOT / page).parent / path).exists() and (path or anchor in anchors), target
+            file = (ROOT / page).parent / path if path else ROOT / page
+            assert file.exists() and (not anchor or anchor in anchors(file)), target
+
+
+@functools.cache
+def anchors(page) -> list[str]:
+    """What the headings of a page are called in links, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    found = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+    assert len(found) == len(set(found)), page
+    return found

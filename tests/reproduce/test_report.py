@@ -25,13 +25,13 @@ from reproduce.report_page import _FORMS
 from reproduce.report_sections import read_evidence, sections
 from reproduce.report_tables import (
     Table,
-    answers,
-    differences_table,
+    answers_table,
     html_table,
     is_target,
+    nll_table,
     published_table,
     reading,
-    runs_table,
+    recipe_table,
     short_answer,
 )
 from reproduce.report_text import LANGUAGES, TEXT
@@ -159,7 +159,8 @@ def test_a_figure_says_when_it_was_chosen_on_the_test_set_or_from_a_changed_tree
     change_header(folder, lambda header: header["machine"].update(git_dirty=True))
     pictures = make_run(project / "logs" / "study", "pictures", seed=9, alpha=8.0)
     change_header(pictures, lambda header: header["result"].update(test_is="validation"))
-    rows = {row[1]: row[2] for row in runs_table(read_evidence(project).groups, "en").rows}
+    groups = [group for group in read_evidence(project).groups if group.recipe == "digits"]
+    rows = {row[0]: row[1] for row in recipe_table(groups, [], "en").rows}
     assert rows["R-Drop, alpha 7, select_on test"] == "98.00 (chosen on the test set, from a changed working tree)"
     assert rows["R-Drop, alpha 8"] == "98.00 (validation images: there is no test set)"
 
@@ -177,15 +178,28 @@ def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
             for views, count in zip((2, 1), counts, strict=True):
                 make_run(root / "logs" / "study", f"{number}-{views}-{seed}", count, seed=seed, num_views=views,
                          name=f"recipe {number}", momentum=number / 10)  # fmt: skip
-    pairs = read_evidence(root).pairs
+    evidence = read_evidence(root)
+    pairs = evidence.pairs
     assert [reading(pair.difference("accuracy")) for pair in pairs] == list(wrong)
-    cells = [row[-1] for row in differences_table(pairs, "accuracy", "en").rows]
+    table = recipe_table(evidence.groups, pairs, "en")
+    cells = [row[table.header.index("minus baseline, as many steps")] for row in table.rows]
+    assert cells[::2] == [""] * 4  # the baselines
+    cells = cells[1::2]
     assert [cell.startswith("**") for cell in cells] == [True, True, False, False]
-    assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**, n = 3") and cells[3] == "+2.00, n = 1"
-    answer = dict(zip(wrong, answers(pairs, "en"), strict=False))
-    assert "as many steps, top-1 better at 1 of 1 (+2.07)" in answer["above"]
-    assert "worse at 1 of 1 (-2.07)" in answer["below"]
-    assert "no difference shown (-0.47)" in answer["holds 0"] and len(answer) == 3  # nothing is said of one seed
+    assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**") and cells[3] == "+2.00"
+    answer = [row[2:6] for row in answers_table(pairs, "en").rows]  # nothing is said of one seed
+    assert answer == [("baseline, as many steps", "1", *cells)
+                      for cells in (("1 / 0", "+2.07"), ("0 / 1", "-2.07"), ("0 / 0", "-0.47"))]  # fmt: skip
+
+
+def test_a_difference_over_fewer_seeds_than_its_arm_has_says_so(tmp_path):
+    shutil.copytree(ROOT / "logs" / "published", tmp_path / "logs" / "published")
+    for seed in range(3):
+        for views in (1, 2)[seed == 2 :]:
+            make_run(tmp_path / "logs" / "study", f"{views}-{seed}", seed=seed, num_views=views)
+    evidence = read_evidence(tmp_path)
+    (cell,) = filter(None, (row[2] for row in recipe_table(evidence.groups, evidence.pairs, "en").rows))
+    assert cell.endswith(", n = 2") and nll_table(evidence.pairs, "en").rows[0][2].endswith(", n = 2")
 
 
 def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
@@ -198,19 +212,21 @@ def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
     for name, (wrong, settings) in arms.items():
         for seed, count in enumerate(wrong):
             make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
-    pairs = read_evidence(tmp_path).pairs
-    (answer,) = answers(pairs, "en")
+    evidence = read_evidence(tmp_path)
+    pairs = evidence.pairs
+    answer = {row[2]: row[3:6] for row in answers_table(pairs, "en").rows}
     assert "better in top-1 at 0 of the 2 strengths tried here, and worse at 1." in short_answer(pairs, "en")[0]
     assert short_answer([pair for pair in pairs if pair.against != "compute"], "en") == []
-    assert "as much compute, top-1 worse at 1 of 2 (-0.73 to +0.13), NLL " in answer
-    assert "baseline, as many steps, top-1 better at 1 of 2 (+0.07 to +0.93)" in answer
-    assert "baseline, as much compute, top-1 worse at 1 of 2 (-0.73 to +0.13)" in answer
-    assert "two views without KL, top-1 better at 1 of 2 (+0.13 to +1.00)" in answer and "whole" not in answer
-    table = differences_table(pairs, "accuracy", "en")
+    assert answer == {
+        "baseline, as many steps": ("2", "1 / 0", "+0.07 to +0.93"),
+        "baseline, as much compute": ("2", "0 / 1", "-0.73 to +0.13"),
+        "two views without KL": ("2", "1 / 0", "+0.13 to +1.00"),
+    }
+    table = recipe_table(evidence.groups, pairs, "en")
     shared = dict(zip(table.header, table.rows[-1], strict=True))
     assert shared["arm"].endswith("first 2 blocks shared")
-    assert shared["two views without KL"] == shared["baseline, as much compute"] == ""  # they cost less
-    assert shared["R-Drop, no block shared"].startswith("**+0.60 ± ")
+    assert shared["minus two views without KL"] == shared["minus baseline, as much compute"] == ""  # they cost less
+    assert shared["minus R-Drop, no block shared"].startswith("**+0.60 ± ")
 
 
 def test_the_recipe_of_other_ingredients_is_not_what_the_paper_ran(tmp_path):
