@@ -27,10 +27,10 @@ SOURCES = {
     "audited": (
         "Counted from the VisualDL logs which that repository published ([record](logs/published/audit.json), "
         "`python -m reproduce.published`). With 4 processes each value was counted on 2,500 images, so only the mean "
-        "over the processes is an accuracy on the test set. The committed code of August 2021 has all dropout rates 0, "
-        "so that both views are equal and the KL term is 0.",
+        "over the processes is an accuracy on the test set. The run of one process is of August 2021, whose "
+        "committed code (f47f6fe) has all dropout rates 0, so that both views are equal and the KL term is 0.",
         "由该仓库公布的 VisualDL 日志算出（[记录](logs/published/audit.json)，`python -m reproduce.published`）。4 个进程时每个数值"
-        "只统计了 2,500 张图片，只有各进程的平均才是整个测试集上的精度。2021 年 8 月提交的代码中所有 Dropout 率都是 0，"
+        "只统计了 2,500 张图片，只有各进程的平均才是整个测试集上的精度。单进程的训练是 2021 年 8 月的，当时提交的代码（f47f6fe）中所有 Dropout 率都是 0，"
         "两个视图相等，KL 项为 0。",
     ),
     "zpc": (
@@ -104,10 +104,10 @@ BASELINE, TARGET = ROWS[:2]  # the figure to reproduce, and the one beside it
 
 # What puts the differences between these figures into proportion.
 CONTEXT = (
-    "For scale: five fine-tuning runs of ViT-B/32 with AugReg weights span 91.09 to 91.62 on CIFAR-100, a range nearly as "
-    "wide as the paper's gain of 0.65; the best figures known for ViT-B/16 with ImageNet-21k weights are 94.2 "
+    "For scale: [five fine-tuning runs](https://github.com/google-research/big_vision/blob/main/big_vision/configs/transfer.py) "
+    "of ViT-B/32 with AugReg weights span 91.09 to 91.62 on CIFAR-100, a range nearly as wide as the paper's gain of 0.65; the best figures known for ViT-B/16 with ImageNet-21k weights are 94.2 "
     "([MIIL](https://arxiv.org/abs/2104.10972)) and 93.99 ([SSF](https://arxiv.org/abs/2210.08823)).",
-    "参考尺度：使用 AugReg 权重的 ViT-B/32 在 CIFAR-100 上五次微调介于 91.09 与 91.62 之间，跨度接近论文的提升 0.65；已知 ViT-B/16 "
+    "参考尺度：使用 AugReg 权重的 ViT-B/32 在 CIFAR-100 上[五次微调](https://github.com/google-research/big_vision/blob/main/big_vision/configs/transfer.py)介于 91.09 与 91.62 之间，跨度接近论文的提升 0.65；已知 ViT-B/16 "
     "使用 ImageNet-21k 权重的最好结果为 94.2（[MIIL](https://arxiv.org/abs/2104.10972)）与 93.99"
     "（[SSF](https://arxiv.org/abs/2210.08823)）。",
 )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 from string import Template
 
 from common.errors import UserError
+from reproduce import report_answers, report_runs
 from reproduce import report_tables as tables
 from reproduce.literature import CONTEXT, TARGET
 from reproduce.report_sections import Evidence, caption
@@ -71,25 +72,29 @@ def _summary(evidence: Evidence) -> list[str]:
 
 
 def _answers(evidence: Evidence) -> str:
-    words, table = TEXT["en"], tables.answers_table(evidence.pairs, "en")
-    texts = [f"<p>{tables.inline_html(text, _TO_ROOT)}</p>"
-             for text in (*tables.short_answer(evidence.pairs, "en"), words["scope"])]  # fmt: skip
-    return "\n".join([*texts[:-1], tables.html_table(table, _TO_ROOT), texts[-1]]) if table.rows else ""
+    parts = report_answers.answers(evidence.groups, evidence.pairs, "en")
+    return "\n".join(tables.html_table(part, _TO_ROOT) if isinstance(part, tables.Table) else _paragraph(part)
+                     for part in parts)  # fmt: skip
 
 
 def _runs(evidence: Evidence) -> str:
     return "\n".join(
-        f"<p>{tables.inline_html(tables.recipe_line(groups, 'en'), _TO_ROOT)}</p>\n"
-        + tables.html_table(tables.recipe_table(groups, evidence.pairs, "en"), _TO_ROOT)
-        for groups in tables.by_recipe(evidence.groups)
+        f"{_paragraph(report_runs.recipe_line(groups, 'en'))}\n"
+        + tables.html_table(report_runs.recipe_table(groups, evidence.pairs, "en"), _TO_ROOT)
+        for groups in report_runs.by_recipe(evidence.groups)
     )
 
 
 def _nll_differences(evidence: Evidence) -> str:
     words = TEXT["en"]
     if not evidence.pairs:
-        return f"<p>{words['no pairs']}</p>"
-    return f"<p>{words['nll differences']}</p>\n" + tables.html_table(tables.nll_table(evidence.pairs, "en"), _TO_ROOT)
+        return _paragraph(words["no pairs"])
+    table = tables.html_table(report_runs.nll_table(evidence.pairs, "en"), _TO_ROOT)
+    return f"{_paragraph(words['nll differences'])}\n{table}"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{tables.inline_html(text, _TO_ROOT)}</p>"
 
 
 def _items(lines: list[str]) -> str:

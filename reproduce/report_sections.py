@@ -6,7 +6,7 @@ from textwrap import TextWrapper
 
 import pandas as pd
 
-from reproduce import ROOT
+from reproduce import ROOT, report_answers, report_runs
 from reproduce import report_tables as tables
 from reproduce.literature import CONTEXT
 from reproduce.plot import Drawing, drawings
@@ -39,7 +39,7 @@ def sections(evidence: Evidence) -> dict[str, str]:
     return {
         "README.md": _results(evidence, "en"),
         "README_cn.md": _results(evidence, "cn"),
-        "logs/README.md": tables.raw_sections(evidence.runs, evidence.groups),
+        "logs/README.md": report_runs.raw_sections(evidence.runs, evidence.groups),
     }
 
 
@@ -53,14 +53,17 @@ def _results(evidence: Evidence, language: str) -> str:
         CONTEXT[words["index"]],
         tables.claims_line(evidence.record, language),
         *_figures(evidence, language, "published_accuracy"),
-        *answers(evidence, language),
+        *(
+            tables.markdown(part) if isinstance(part, tables.Table) else part
+            for part in report_answers.answers(evidence.groups, evidence.pairs, language)
+        ),
         words["headline run" if target_was_run else "headline"],
         *(
             part
-            for groups in tables.by_recipe(evidence.groups)
+            for groups in report_runs.by_recipe(evidence.groups)
             for part in (
-                tables.recipe_line(groups, language),
-                tables.markdown(tables.recipe_table(groups, evidence.pairs, language)),
+                report_runs.recipe_line(groups, language),
+                tables.markdown(report_runs.recipe_table(groups, evidence.pairs, language)),
             )
         ),
         words["runs"],
@@ -71,18 +74,11 @@ def _results(evidence: Evidence, language: str) -> str:
     return "\n\n".join(part if part.startswith("|") else wrapped(part) for part in parts)
 
 
-def answers(evidence: Evidence, language: str) -> list[str]:
-    """Whether R-Drop helps: in a sentence, in a table by study, and what that does not tell; [] without studies."""
-    table = tables.answers_table(evidence.pairs, language)
-    short = tables.short_answer(evidence.pairs, language)
-    return [*short, tables.markdown(table), TEXT[language]["scope"]] if table.rows else []
-
-
 def _nll_differences(evidence: Evidence, language: str) -> list[str]:
     words = TEXT[language]
     if not evidence.pairs:
         return [words["no pairs"]]
-    return [words["nll differences"], tables.markdown(tables.nll_table(evidence.pairs, language))]
+    return [words["nll differences"], tables.markdown(report_runs.nll_table(evidence.pairs, language))]
 
 
 def wrapped(text: str) -> str:

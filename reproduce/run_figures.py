@@ -19,7 +19,9 @@ _ARMS = (BLUE, ORANGE)  # baseline, R-Drop
 def draw_pair(pair: Pair):
     """Accuracy, cross-entropy, KL and learning rate of both arms: the mean over seeds and the range they span."""
     figure, panels = plt.subplots(2, 2, figsize=(11, 8))
-    figure.suptitle(f"{pair.arm.recipe}: R-Drop against its baseline of as many updates, which takes half the compute")
+    figure.suptitle(
+        f"{pair.arm.recipe}: R-Drop against its baseline of as many updates, which makes half as many passes"
+    )
     for group, colour in zip((pair.reference, pair.arm), _ARMS, strict=True):
         curves = _curves(group)
         label = f"{group.arm()}, {len(group.runs)} seeds"

@@ -80,16 +80,20 @@ def test_the_growth_stage_figures_are_those_of_the_logs(readme):
         assert [cell.strip() for cell in row.split("|")[3:7]] == [*cells, f"{last['test']['nll']:.3f}"]
 
 
-def test_the_rate_of_the_recipe_is_the_best_of_those_tried():
+@pytest.mark.parametrize(("recipe", "folder"), [("cifar100_vit_ti16", "rate"), ("cifar100_vit_ti16_few", "few_rate")])
+def test_the_rate_of_the_recipe_is_the_best_of_those_tried(recipe, folder):
     found = {}
     for line in text("logs/tuning/README.md").splitlines():
-        if row := re.match(r"\| (?:\*\*)?\[[\d.]+\]\((rate_([\d.]+))\)", line):
+        if row := re.match(rf"\| (?:\*\*)?\[[\d.]+\]\(({folder}_([\d.]+))\)", line):
+            header = json.loads(text(f"logs/tuning/{row[1]}/run.json"))["recipe"]
+            assert header["learning_rate"] == float(row[2]) and header["num_views"] == 1
+            assert header["train_per_class"] == RECIPES[recipe].train_per_class
             records = [json.loads(record) for record in text(f"logs/tuning/{row[1]}/metrics.jsonl").splitlines()]
             last = [record for record in records if "validation/accuracy" in record][-1]
             cells = f"{100 * last['validation/accuracy']:.1f}", f"{last['validation/nll']:.3f}"
             assert [cell.strip(" *") for cell in line.split("|")[2:4]] == list(cells)
             found[float(row[2])] = last["validation/accuracy"]
-    assert len(found) == 4 and max(found, key=found.get) == RECIPES["cifar100_vit_ti16"].learning_rate
+    assert len(found) == 4 and max(found, key=found.get) == RECIPES[recipe].learning_rate
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,11 @@ from reproduce.compare import bootstrap, compare, describe, mcnemar
 from reproduce.literature import ROWS, SOURCES, TARGET
 from reproduce.recipes import RECIPES
 from reproduce.report import BEGIN, END, main
+from reproduce.report_answers import answers
 from reproduce.report_page import _FORMS
+from reproduce.report_runs import differences_cell, nll_table, reading, recipe_table
 from reproduce.report_sections import read_evidence, sections
-from reproduce.report_tables import (
-    Table,
-    answers_table,
-    html_table,
-    is_target,
-    nll_table,
-    published_table,
-    reading,
-    recipe_table,
-    short_answer,
-)
+from reproduce.report_tables import Table, html_table, is_target, published_table
 from reproduce.report_text import LANGUAGES, TEXT
 from reproduce.results import CITED, find_groups, find_runs
 
@@ -85,8 +77,8 @@ def test_one_changed_digit_is_named_with_its_line(project, name):
 
 def test_a_stale_readme_is_one_line_and_exit_code_2(project, command):
     path = project / "README.md"
-    path.write_text(path.read_text().replace("93.01 best mean", "93.02 best mean"))
-    assert_user_error(command("reproduce.report", "--check", "--root", project), "README.md, line", "93.02 best mean")
+    path.write_text(path.read_text().replace("best 93.01", "best 93.02"))
+    assert_user_error(command("reproduce.report", "--check", "--root", project), "README.md, line", "best 93.02")
 
 
 def test_a_changed_log_makes_all_of_them_stale_and_report_mends_them(project, capsys):
@@ -187,9 +179,8 @@ def test_the_reading_of_a_difference_claims_no_more_than_its_interval(tmp_path):
     cells = cells[1::2]
     assert [cell.startswith("**") for cell in cells] == [True, True, False, False]
     assert cells[0].startswith("**+2.07 ± ") and cells[0].endswith("**") and cells[3] == "+2.00"
-    answer = [row[2:6] for row in answers_table(pairs, "en").rows]  # nothing is said of one seed
-    assert answer == [("baseline, as many steps", "1", *cells)
-                      for cells in (("1 / 0", "+2.07"), ("0 / 1", "-2.07"), ("0 / 0", "-0.47"))]  # fmt: skip
+    text, *_ = answers(evidence.groups, pairs, "en")
+    assert "better than that of the baseline, as many steps, in 1 of 3 comparisons and worse in 1 (" in text  # not of 4
 
 
 def test_a_difference_over_fewer_seeds_than_its_arm_has_says_so(tmp_path):
@@ -214,19 +205,42 @@ def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
             make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
     evidence = read_evidence(tmp_path)
     pairs = evidence.pairs
-    answer = {row[2]: row[3:6] for row in answers_table(pairs, "en").rows}
-    assert "better in top-1 at 0 of the 2 strengths tried here, and worse at 1." in short_answer(pairs, "en")[0]
-    assert short_answer([pair for pair in pairs if pair.against != "compute"], "en") == []
-    assert answer == {
-        "baseline, as many steps": ("2", "1 / 0", "+0.07 to +0.93"),
-        "baseline, as much compute": ("2", "0 / 1", "-0.73 to +0.13"),
-        "two views without KL": ("2", "1 / 0", "+0.13 to +1.00"),
-    }
+    (weak,) = (group for group in evidence.groups if group.strength == 0.3)
+    text, table, shared, scope = answers(evidence.groups, pairs, "en")
+    assert "`digits` views that share their first 2 blocks keep +1.53 of the +0.93 points" in shared
+    same = "(with the last weights 0 and 0)"  # make_run leaves them as they are
+    assert f"better than that of the baseline, as many steps, in 1 of 2 comparisons and worse in 0 {same}" in text
+    assert f"better than that of the baseline, twice the steps, in 0 of 2 comparisons and worse in 1 {same}" in text
+    assert f"better than that of the two views without KL, in 1 of 2 comparisons and worse in 0 {same}" in text
+    assert scope == TEXT["en"]["scope"] and answers(evidence.groups, [], "en") == []
+    (row,) = table.rows  # of the two strengths the paper's
+    assert dict(zip(table.header, row, strict=True)) == {
+        "study": "`digits`", "seeds": "3",
+        **{f"{what} minus {words}": differences_cell(weak, pairs, against, column, TEXT["en"])
+           for what, column in (("top-1", "accuracy"), ("NLL", "nll"))
+           for against, words in TEXT["en"]["against"].items() if against != "whole"},
+    }  # fmt: skip
     table = recipe_table(evidence.groups, pairs, "en")
     shared = dict(zip(table.header, table.rows[-1], strict=True))
     assert shared["arm"].endswith("first 2 blocks shared")
-    assert shared["minus two views without KL"] == shared["minus baseline, as much compute"] == ""  # they cost less
+    assert shared["minus two views without KL"] == shared["minus baseline, twice the steps"] == ""  # they cost less
     assert shared["minus R-Drop, no block shared"].startswith("**+0.60 ± ")
+
+
+@pytest.mark.parametrize("lowest", [1.2, 0.9])
+def test_clipping_is_told_of_where_every_record_shows_it(tmp_path, lowest):
+    shutil.copytree(ROOT / "logs" / "published", tmp_path / "logs" / "published")
+    for views, norms in ((1, (lowest, 2.0)), (2, (4.0, 9.0))):
+        for seed in (0, 1):
+            folder = make_run(tmp_path / "logs" / "study", f"{views}-{seed}", seed=seed, num_views=views)
+            rows = [json.dumps({"step": step, "train/gradient_norm": norm}) for step, norm in enumerate(norms)]
+            (folder / "metrics.jsonl").write_text("\n".join(rows))
+    evidence = read_evidence(tmp_path)
+    found = [text for text in answers(evidence.groups, evidence.pairs, "en") if "clipped to the norm 1" in str(text)]
+    expected = "it was 1.6 on average (baseline) to 6.5 (R-Drop, alpha 1), and 1.2 or more in every record"
+    assert len(found) == (lowest > 1) and all(expected in text for text in found)
+    (folder / "metrics.jsonl").write_text("")  # a run from before norms were recorded
+    assert not [text for text in answers(evidence.groups, evidence.pairs, "en") if "clipped to the norm 1" in str(text)]
 
 
 def test_the_recipe_of_other_ingredients_is_not_what_the_paper_ran(tmp_path):
@@ -253,7 +267,10 @@ def test_the_audited_cell_is_that_of_the_record():
     record = read_evidence().record
     rows = published_table(record, [], "en").rows
     (cell,) = (row[5] for row in rows if row[5])
-    assert cell == ("93.01 best mean of 4 processes, 93.01 its last; 93.40 best of one process, 92.81 its last")
+    assert cell == (
+        "mean of 4 processes: best 93.01, last 93.01 (step 7,600); "
+        "mean of 4 processes: best 92.98, last 92.86 (step 9,900); one process: best 93.40, last 92.81 (step 24,800)"
+    )
     assert rows[ROWS.index(TARGET)][5] == cell
 
 
