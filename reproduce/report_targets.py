@@ -21,24 +21,34 @@ def targets(records: dict[str, dict], language: str) -> list[str]:
 
 
 def _rows(record: dict, words: dict):
-    """(kind, target, figure, reached) of every target that the record can tell of."""
+    """(kind, target, figure, reached) of every target that the record can tell of; reached is judged by the median."""
     found = record["competitors"]
-    times = {name: other["ratio_to_ours"]["median"] for name, other in found.items()}
+    ratios = {name: other["ratio_to_ours"] for name, other in found.items()}
     if record["part"].startswith("step"):
         name = f"{record['model']}, {record['image_size']} px"
         if "pytorch" in found:
-            figure = 1 / times["pytorch"]
-            yield "pytorch", words["pytorch"].format(name), f"{figure:.2f} x", figure <= 1
+            ours = _inverse(ratios["pytorch"])
+            yield "pytorch", words["pytorch"].format(name), _times(ours), ours["median"] <= 1
         if "seed_like" in found:
-            figure = times["seed_like"]
-            yield "seed_like", words["seed_like"].format(name, _SEED_LIKE), f"{figure:.2f} x", figure >= _SEED_LIKE
+            theirs = ratios["seed_like"]
+            reached = theirs["median"] >= _SEED_LIKE
+            yield "seed_like", words["seed_like"].format(name, _SEED_LIKE), _times(theirs), reached
         if "ours_baseline" in found:
-            figure = 1 / times["ours_baseline"]
-            yield "one view", words["one view"].format(name, _ONE_VIEW), f"{figure:.2f} x", figure <= _ONE_VIEW
+            ours = _inverse(ratios["ours_baseline"])
+            yield "one view", words["one view"].format(name, _ONE_VIEW), _times(ours), ours["median"] <= _ONE_VIEW
         others = [found[other]["memory_peak_bytes"] for other in ("pytorch", "seed_like") if other in found]
         if others:
             ours, least = found["ours"]["memory_peak_bytes"], min(others)
             yield "memory", words["memory"].format(name), f"{ours / 1e9:.2f}, {least / 1e9:.2f} GB", ours < least
     if record["part"] == "input" and "paddle_vision" in found:
-        figure = times["paddle_vision"]
-        yield "input", words["input"].format(_INPUT), f"{figure:.1f} x", figure >= _INPUT
+        theirs = ratios["paddle_vision"]
+        yield "input", words["input"].format(_INPUT), _times(theirs), theirs["median"] >= _INPUT
+
+
+def _inverse(ratio: dict) -> dict:
+    """Our time by theirs, of their time by ours."""
+    return {"median": 1 / ratio["median"], "lowest": 1 / ratio["highest"], "highest": 1 / ratio["lowest"]}
+
+
+def _times(ratio: dict) -> str:
+    return f"{ratio['median']:.2f} x ({ratio['lowest']:.2f} – {ratio['highest']:.2f})"

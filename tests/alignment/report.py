@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import version
 
 from reproduce import ROOT
+from reproduce.run_log import machine
 
 FOLDER = ROOT / "logs" / "alignment"
 PACKAGES = ("paddlepaddle", "torch", "timm", "reprod_log", "numpy")
@@ -57,7 +58,14 @@ def notes(facts) -> list[str]:
             f"{max(norms):.2f}, clipped to 1 in {sum(norm > 1 for norm in norms)}; {len(places)} dropouts, "
             f"{facts.places[dtype, form][0].total():,} masks, each the same on both sides."
         )
-    return [*lines, "- Versions: " + ", ".join(f"{name} {version(name)}" for name in PACKAGES) + "."]
+    about = machine()
+    changed = " with changes" if about["git_dirty"] else ""
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return [
+        *lines,
+        f"- {about['started']}, commit {about['git_commit']}{changed}, {about['cores']} cores, {about['processor']}.",
+        f"- Versions: {versions}.",
+    ]
 
 
 def write(found, facts) -> None:
