@@ -68,7 +68,7 @@ def notes(facts) -> list[str]:
     ]
 
 
-def write(found, facts) -> None:
+def write(found, summary: list[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "differences.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -83,9 +83,7 @@ def write(found, facts) -> None:
         "in the official code), with the same weights, images and dropout masks. Written by",
         "`python -m tests.alignment.report`; every quantity is in differences.csv.",
         "",
-        *table(found),
-        "",
-        *notes(facts),
+        *summary,
     ]
     (FOLDER / "report.md").write_text("\n".join(text) + "\n")
 
@@ -94,8 +92,9 @@ def main() -> None:
     from . import stages
 
     found, facts = stages.run_all()
-    write(found, facts)
-    print("\n".join([*table(found), "", *notes(facts), "", f"written: {FOLDER.relative_to(ROOT)}/"]))
+    summary = [*table(found), "", *notes(facts)]
+    write(found, summary)
+    print("\n".join([*summary, "", f"written: {FOLDER.relative_to(ROOT)}/"]))
     sys.exit(0 if all(difference.passed for difference in found) else 1)
 
 
