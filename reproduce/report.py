@@ -3,7 +3,8 @@
     python -m reproduce.report                           rewrite them in README.md, README_cn.md, logs/README.md
     python -m reproduce.report --html                    write images/report.html, one page that needs nothing else
     python -m reproduce.report --check                   change nothing; exit 2 and name the first line that is stale
-    python -m reproduce.report --compare RUN_A RUN_B     accuracy and NLL of A minus B on the same test images
+    python -m reproduce.report --compare RUN_A RUN_B     accuracy and NLL of A minus B on the same test images, and
+                                                         whether one repeats the other to the last digit
 
 READMEs and page show the runs in logs/evidence/ and logs/study/ (`run_train.sh RECIPE --run study/NAME`); a run of your
 own is shown once its folder is moved there. What a step costs is in logs/bench/ (`python -m reproduce.bench`). Figures

@@ -76,8 +76,9 @@ TEXT = {
         "raw header": ("seed", "run", "test top-1 of the best weights (of the last)", "time", "command"),
         "repeated": ", again: not counted",
         "raw cell": "{:.2f} % ({:.2f} %), {:,} images",
-        "more": "More figures and an explanation on one page: [images/report.html](images/report.html), or `python -m "
-                "reproduce.report --html`. Two runs image by image: `python -m reproduce.report --compare RUN_A RUN_B`.",
+        "more": "More figures and an explanation on one page: [images/report.html](images/report.html), or `.venv/bin/python -m "
+                "reproduce.report --html`. Two runs image by image, and whether one repeats the other to the last digit: "
+                "`.venv/bin/python -m reproduce.report --compare RUN_A RUN_B`.",
     },
     "cn": {
         "index": 1,
@@ -133,8 +134,8 @@ TEXT = {
         "and": "、",
         "at the end": "（训练结束时）",
         "none": "无",
-        "more": "更多图与讲解见单页报告 [images/report.html](images/report.html)，或运行 `python -m reproduce.report --html`。"
-                "逐张图片比较两次训练：`python -m reproduce.report --compare RUN_A RUN_B`。",
+        "more": "更多图与讲解见单页报告 [images/report.html](images/report.html)，或运行 `.venv/bin/python -m reproduce.report --html`。"
+                "逐张图片比较两次训练，并判断是否逐位相同：`.venv/bin/python -m reproduce.report --compare RUN_A RUN_B`。",
     },
 }  # fmt: skip
 
