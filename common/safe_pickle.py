@@ -21,12 +21,18 @@ class _DType:
     """The type of an array's numbers, as pickles spell it: a code such as "f4", and the byte order as its state."""
 
     def __init__(self, code, align=False, copy=False):
+        code = _text(code)
         if not re.fullmatch(r"[biufc]\d{1,2}", code):
             raise Refused(f"it holds an array of {code!r}, which is no type of numbers")
         self.code, self.order = code, "="
 
     def numpy(self) -> np.dtype:
         return np.dtype(self.order + self.code)
+
+
+def _text(value) -> str:
+    """A string of a pickle. One that Python 2 wrote, as the official CIFAR archives are, comes as bytes."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _encode(text, encoding):
@@ -86,7 +92,7 @@ class _SafeUnpickler(pickle._Unpickler):
         """Set the state of the object on top of the stack: an array's or its type's; no other has one."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _DType):
-            target.order = state[1]
+            target.order = _text(state[1])
         elif isinstance(target, np.ndarray):
             _, shape, dtype, fortran_order, data = state
             if target.size or any(length < 0 for length in shape):

@@ -1,3 +1,4 @@
+import functools
 import io
 import pickle
 import tarfile
@@ -38,16 +39,57 @@ def test_one_changed_pixel_of_cifar100_is_noticed(cifar100_folder, tmp_path):
         load_dataset("cifar100", str(tmp_path))
 
 
-def fake_cifar10(folder, broken=False):
+def python2_pickle(value) -> bytes:
+    """`value` as cPickle of Python 2 writes it with protocol 2, its strings as bytes: the official archives are so."""
+
+    def write(value) -> bytes:
+        if isinstance(value, bytes):
+            short = len(value) < 256
+            return (b"U" + bytes([len(value)]) if short else b"T" + len(value).to_bytes(4, "little")) + value
+        if isinstance(value, bool):
+            return b"\x88" if value else b"\x89"
+        if isinstance(value, int):
+            return b"J" + value.to_bytes(4, "little", signed=True)
+        if isinstance(value, list):
+            return b"](" + b"".join(map(write, value)) + b"e"
+        if isinstance(value, dict):
+            return b"}(" + b"".join(write(each) for item in value.items() for each in item) + b"u"
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(write, value)) + b"t"
+        if value is None:
+            return b"N"
+        assert value.dtype == np.uint8
+        empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + write((0,)) + write(b"b") + b"tR"
+        kind = b"cnumpy\ndtype\n" + write((b"u1", 0, 1)) + b"R" + write((3, b"|", None, None, None, -1, -1, 0)) + b"b"
+        return empty + b"(" + write(1) + write(value.shape) + kind + write(False) + write(value.tobytes()) + b"tb"
+
+    return b"\x80\x02" + write(value) + b"."
+
+
+def fake_cifar10(folder, broken=False, dump=functools.partial(pickle.dumps, protocol=2)):
     """A tiny set in the layout of cifar-10-python (its content has no published SHA-1 to check)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         data = rng.integers(0, 256, (20, 3000 if broken else 3072), np.uint8)
-        (folder / name).write_bytes(pickle.dumps({b"data": data, b"labels": [i % 10 for i in range(20)]}, 2))
+        (folder / name).write_bytes(dump({b"data": data, b"labels": [i % 10 for i in range(20)]}))
     names = [f"class {i}".encode() for i in range(10)]
-    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}, 2))
+    (folder / "batches.meta").write_bytes(dump({b"label_names": names}))
     return folder
+
+
+def test_pickles_of_python_2_are_read_as_those_of_python_3(tmp_path):
+    """As the official archives were written; those in data/downloads may have been packed anew."""
+    folders = [fake_cifar10(tmp_path / name / "cifar-10-batches-py", dump=dump)
+               for name, dump in (("2", python2_pickle), ("3", pickle.dumps))]  # fmt: skip
+    raw = (folders[0] / "data_batch_1").read_bytes()
+    plain = pickle.loads(raw, encoding="bytes")  # the standard library agrees on what that is
+    assert raw != (folders[1] / "data_batch_1").read_bytes() and plain[b"data"].shape == (20, 3072)
+    two, three = (load_dataset("cifar10", str(folder)) for folder in folders)
+    np.testing.assert_array_equal(two.train.images, three.train.images)
+    np.testing.assert_array_equal(two.train.images[:20], plain[b"data"].reshape(-1, 3, 32, 32))
+    np.testing.assert_array_equal(two.test.labels, three.test.labels)
+    assert two.class_names == three.class_names
 
 
 def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
