@@ -36,6 +36,7 @@ if "REPRODUCE_LAUNCH" in os.environ and "PADDLE_TRAINER_ID" in os.environ:  # st
     end_with_parent(named="paddle.distributed.launch")
 
 PROCESSOR_SETTINGS = _processor_settings()
+SET_HERE = PROCESSOR_SETTINGS.keys() - os.environ.keys()  # and not by the user: for this process alone
 os.environ.update(PROCESSOR_SETTINGS)
 keep_freed_memory()
 

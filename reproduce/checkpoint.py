@@ -18,6 +18,7 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
+from models.pretrained import read_weights
 from reproduce import parallel
 from reproduce.recipes import Recipe
 
@@ -147,6 +148,14 @@ def _unpack(content: dict, path: Path) -> State:
                         "--restart to set the run aside and start over") from None  # fmt: skip
 
 
+def is_of_step(path: Path, step: int) -> bool:
+    """Whether the weight file `path` is there and was written after update `step`."""
+    try:
+        return read_weights(path).metadata.get("step") == step
+    except UserError:  # damaged, or not there
+        return False
+
+
 def newest(folder: Path) -> str:
     """Which state `load_latest` would go on from, for a message."""
     state = load_latest(folder)
@@ -157,13 +166,18 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"step_*{_SUFFIX}"))
 
 
-def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
-    """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
+def changed_settings(existing: dict, meaning: dict) -> str:
+    """In which settings a run that exists differs from the one asked for, for a message; "" where in none."""
     # A setting that came later was at its default before.
     before = {name: existing.get(name, getattr(Recipe, name, value)) for name, value in meaning.items()}
-    changed = [f"{name} {before[name]!r} -> {value!r}" for name, value in meaning.items() if before[name] != value]
+    return "; ".join(
+        f"{name} {before[name]!r} -> {value!r}" for name, value in meaning.items() if before[name] != value
+    )
+
+
+def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
+    """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
+    changed = changed_settings(existing, meaning)
     if changed:
-        raise UserError(
-            f"{folder}: holds a run with other settings ({'; '.join(changed)}); choose another --run NAME, "
-            "or say --restart to set it aside and start over"
-        )
+        raise UserError(f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, "
+                        "or say --restart to set it aside and start over")  # fmt: skip

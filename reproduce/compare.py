@@ -33,7 +33,7 @@ class Comparison(NamedTuple):
     only_a: int  # images that A alone has right
     only_b: int
     mcnemar_p: float  # exact, two-sided
-    part_at: str  # where records or predictions first differ; "" = they are the same to the last digit
+    records: str  # whether B repeats A, or where they part
 
 
 def find_run(name: str) -> Path:
@@ -68,26 +68,24 @@ def compare(a: Path, b: Path) -> Comparison:
     accuracy, nll = bootstrap(gains)
     return Comparison(
         len(gains), (float(one.hits.mean()), float(other.hits.mean())), accuracy, nll, only_a, only_b,
-        mcnemar(only_a, only_b), _part_at(a, b, one, other),
+        mcnemar(only_a, only_b), _records(a, b, one, other),
     )  # fmt: skip
 
 
-def _part_at(a: Path, b: Path, one: Predictions, other: Predictions) -> str:
-    """Where the two runs part: in a record, by its step and name, or in a prediction; "" where they do not.
-
-    The speed does not count, nor what the records of only one of them have.
-    """
-    rows = [{(row["step"], name): value for row in read_metrics(run) for name, value in row.items()}
-            for run in (a, b)]  # fmt: skip
-    for step, name in (key for key in rows[0] if key in rows[1] and key[1] != _SPEED):
-        if rows[0][step, name] != rows[1][step, name]:
-            return f"at step {step:,} in {name}"
-    if {step for step, _ in rows[0]} != {step for step, _ in rows[1]}:
-        return "in the steps that they recorded"
-    for name, mine, theirs in zip(one._fields, one, other, strict=True):
-        if not np.array_equal(mine, theirs):
-            return f"in the predictions ({name})"
-    return ""
+def _records(a: Path, b: Path, one: Predictions, other: Predictions) -> str:
+    """Whether all that both runs recorded, but their speed, and all predictions are the same, or where they part."""
+    mine, theirs = ({(row["step"], name): value for row in read_metrics(run) for name, value in row.items()
+                     if name not in ("step", _SPEED)} for run in (a, b))  # fmt: skip
+    common = [key for key in mine if key in theirs]
+    for step, name in common:
+        if mine[step, name] != theirs[step, name]:
+            return f"A and B part at step {step:,} in {name}"
+    for name, values, others in zip(one._fields, one, other, strict=True):
+        if not np.array_equal(values, others):
+            return f"A and B part in the predictions ({name})"
+    alone = sorted({name for _, name in mine.keys() ^ theirs.keys()})
+    extra = f"; not compared, as one of them alone has it: {', '.join(alone)}" if alone else ""
+    return f"A and B are the same to the last digit in {len(common):,} recorded values and all predictions{extra}"
 
 
 def bootstrap(values: np.ndarray, resamples: int = RESAMPLES) -> list[Difference]:
@@ -121,8 +119,7 @@ def describe(comparison: Comparison, a: str, b: str) -> list[tuple[str, str]]:
                        f"{100 * accuracy.high:+.2f} ({RESAMPLES:,} bootstrap samples of the images)"),
         ("McNemar", f"p = {comparison.mcnemar_p:.{2 if comparison.mcnemar_p >= 0.1 else 1}g} (exact, two-sided)"),
         ("NLL, A-B", f"{nll.value:+.4f} nats, 95 % interval {nll.low:+.4f} to {nll.high:+.4f}"),
-        ("records", f"A and B part {comparison.part_at}" if comparison.part_at else
-                    "A and B are the same to the last digit in all records and predictions"),
+        ("records", comparison.records),
         ("reading", f"on these images the two {reading.get(signs, 'are on the border of differing in accuracy')}; what "
                     "other seeds would give, two runs cannot say"),
     ]  # fmt: skip

@@ -25,6 +25,7 @@ import paddle
 
 from common.errors import UserError
 from common.processes import end_with_parent
+from reproduce import SET_HERE
 from reproduce.command import has_gpu, run_command
 from reproduce.stop import SIGNALS
 
@@ -81,7 +82,8 @@ def _arguments(local: int, nodes: int, folder: str) -> list[str]:
 def _launch(arguments: list[str], folder: Path, local: int, nodes: int) -> int:
     """Run the launcher to its end; the exit code for this command."""
     # without Paddle's notes on its sockets; and the processes are to end with their launcher
-    environment = {"GLOG_minloglevel": "2", **os.environ, "REPRODUCE_LAUNCH": "1"}
+    given = {name: value for name, value in os.environ.items() if name not in SET_HERE}
+    environment = {"GLOG_minloglevel": "2", **given, "REPRODUCE_LAUNCH": "1"}
     launcher = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         start_new_session=True, preexec_fn=end_with_parent,

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 from paddle import distributed
 from paddle.base import core
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from common.errors import UserError
 from data.batches import pieces
@@ -116,18 +117,20 @@ def _reduce(values, operation) -> np.ndarray:
     return tensor.numpy()
 
 
-def replicate(model):
-    """The network to train with: `model` itself, or one whose gradients are averaged over the processes."""
-    return paddle.DataParallel(model) if size() > 1 else model
+def same_weights(model) -> None:
+    """Give every process the weights of the first one."""
+    if size() > 1:
+        for value in model.state_dict().values():
+            distributed.broadcast(value, 0)
 
 
-@contextlib.contextmanager
-def local_gradients(networks: list, local: bool = True):
-    """While it lasts, gradients of replicated networks add up in this process alone, to be averaged later."""
-    with contextlib.ExitStack() as stack:
-        for network in networks if local and size() > 1 else ():
-            stack.enter_context(network.no_sync())
-        yield
+def average_gradients(parameters) -> None:
+    """Replace every gradient by its mean over the processes.
+
+    Once an update, and not in the backward pass as paddle.DataParallel does: that and recompute exclude each other.
+    """
+    if size() > 1:
+        fused_allreduce_gradients(list(parameters), None)
 
 
 def is_lost_contact(error: Exception) -> bool:

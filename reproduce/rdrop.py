@@ -27,8 +27,7 @@ def views(models, images, num_views: int = 2):
         return first(images), second(images)
     if num_views == 1:
         return models(images), None
-    network = getattr(models, "_layers", models)  # within paddle.DataParallel
-    if getattr(network, "takes_views", False):
+    if getattr(models, "takes_views", False):
         logits = models(images, num_views=2)
     else:
         logits = models(paddle.concat([images, images]))

@@ -145,4 +145,5 @@ def _command(run) -> str:
     found = re.search(r"-m (?:reproduce\.launch )?reproduce\.train ?(.*)", run["command"])
     usual = max(1, run["cores"] // run["processes"])
     threads = f"OMP_NUM_THREADS={run['threads']} " if run["threads"] != usual else ""
-    return f"{threads}bash run_train.sh {found[1]}" if found else run["command"]
+    processes = f"NPROC={run['processes']} " if run["processes"] > 1 else ""
+    return f"{threads}{processes}bash run_train.sh {found[1]}" if found else run["command"]

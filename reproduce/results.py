@@ -24,6 +24,7 @@ CITED = ("evidence", "study")  # folders of logs/ whose runs the READMEs and fig
 # Settings that do not change what a run means, as recipes.py marks them.
 HARDWARE = ("micro_batch_size", "recompute", "fused", "resident", "eval_batch_size", "device", "workers", "data_dir",
             "save_every", "log_every")  # fmt: skip
+_LATER = {"views_split_at": 0}  # defaults of settings that came after the first runs on record
 # What makes an arm: one view, or two, what they share, and a strength.
 _KL = ("num_views", "alpha", "kl_sum_over", "loss_form", "views_split_at")
 _LONGER = ("num_steps", "warmup_steps", "eval_every")  # what a longer run of the same kind has more of
@@ -72,22 +73,8 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     headers = sorted({path for folder in below for path in (logs / folder).rglob("run.json")})
     headers = [path for path in headers if ".old-" not in path.parent.name]
     rows = [row for row in (_row(path, logs) for path in headers) if row]
-    _fill_later_settings(rows)
     _note_changes(rows)
     return pd.DataFrame(rows, columns=_COLUMNS)
-
-
-def _fill_later_settings(rows: list[dict]) -> None:
-    """Give runs from before a setting existed the value that all later runs of their recipe have, where it is one.
-
-    Where it is not, such a run stays in a group of its own.
-    """
-    for row in rows:
-        later = [other["settings"] for other in rows if other["recipe"] == row["recipe"]]
-        for name in {name for settings in later for name in settings} - set(row["settings"]) - set(_KL):
-            values = [settings[name] for settings in later if name in settings]
-            if all(value == values[0] for value in values):
-                row["settings"][name] = values[0]
 
 
 def _note_changes(rows: list[dict]) -> None:
@@ -153,7 +140,7 @@ def _row(path: Path, logs: Path) -> dict | None:
 def settings_of(recipe: dict) -> dict:
     """What defines a run but for its seed. With one view the settings of the KL term mean nothing and are left out."""
     no_meaning = {"name", "summary", "seed", *HARDWARE, *(_KL[1:] if recipe["num_views"] == 1 else ())}
-    settings = {name: value for name, value in recipe.items() if name not in no_meaning}
+    settings = {name: value for name, value in {**_LATER, **recipe}.items() if name not in no_meaning}
     files = {name: Path(value).name for name, value in settings.items() if name.endswith("pretrained")}
     return settings | files  # the same file may lie elsewhere
 

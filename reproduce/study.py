@@ -25,7 +25,7 @@ from pathlib import Path
 from common.errors import UserError, near
 from common.processes import end_with_parent
 from reproduce import PROCESSOR_SETTINGS, ROOT
-from reproduce.checkpoint import check_same_meaning
+from reproduce.checkpoint import changed_settings
 from reproduce.command import Parser, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
 from reproduce.stop import SIGNALS, Stopped
@@ -86,6 +86,10 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Run
     parser = Parser()
     add_options(parser)
     changes = vars(parse(parser, more))
+    for arm in arms:
+        if clash := sorted(study.arms[arm].keys() & changes.keys()):
+            raise UserError(f"--{clash[0]}: the arm {arm} is defined by its own; leave it out, or choose other arms "
+                            "with --arm (--list shows what each sets)")  # fmt: skip
     found = []
     for seed in range(1, seeds + 1):
         for arm in arms:
@@ -101,12 +105,16 @@ def finished(run: Run, out: Path) -> bool:
     header = out / "logs" / run.name / "run.json"
     try:
         record = json.loads(header.read_text())
-        check_same_meaning(record["recipe"], run.recipe.meaning(), header.parent)
-        return bool(record["finished"])
+        recipe, is_finished = record["recipe"], bool(record["finished"])
+        changed = changed_settings(recipe, run.recipe.meaning())
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"{header}: is not the record of a run; remove its folder or mend it") from None
+    if changed:
+        raise UserError(f"{header.parent}: holds a run with other settings ({changed}); say --out FOLDER to keep this "
+                        "study apart")  # fmt: skip
+    return is_finished
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                         "here on: the same samples, other dropout masks")  # fmt: skip
     progress.processes = parallel.size()
     parallel.wait()  # each process has taken its own time so far
-    replicas = [parallel.replicate(part) for part in networks]
+    parallel.same_weights(model)
 
     # 2. The record of the run.
     provenance = {"run": run, "recipe": dataclasses.asdict(recipe), "network": dataclasses.asdict(model.config)}
@@ -116,10 +116,13 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     def save_model(path: Path) -> None:
         save_weights(path, model, {**provenance, "step": progress.step})
 
-    # Killed between the state and these weights, perhaps.
-    missing = progress.best and progress.best["step"] == progress.step
-    if missing and not checkpoint.tried(saved / "best.pdparams", save_model):
-        raise UserError(f"{saved}: the best weights cannot be written; make room, then give the same command again")
+    if progress.best and progress.best["step"] == progress.step:  # killed between the state and these weights, perhaps
+        if not checkpoint.tried(saved / "best.pdparams", save_model):
+            raise UserError(f"{saved}: the best weights cannot be written; make room, then give the same command again")
+    elif progress.best and not checkpoint.is_of_step(saved / "best.pdparams", progress.best["step"]):
+        say("note", f"{saved}/best.pdparams is not that of step {progress.best['step']:,}, as the checkpoint says; the "
+                    "best weights are chosen anew from here on")  # fmt: skip
+        progress.best = {}
 
     # 3. The updates.
     began, earlier_seconds = time.perf_counter(), progress.seconds
@@ -138,7 +141,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 rate = learning_rate(step, recipe.learning_rate, recipe.num_steps, recipe.warmup_steps, recipe.schedule)
                 optimizer.set_lr(rate)
                 paddle.seed(dropout_seed(recipe.seed, step, parallel.rank()))
-                parts = accumulate_gradients(recipe, replicas, scaler, batches)
+                parts = accumulate_gradients(recipe, networks, scaler, batches)
                 check_finite(parts["loss"], "loss", step, saved)
                 norm = apply_gradients(recipe, model, optimizer, scaler)
                 if scaler is None:  # with loss scaling such a step is skipped
@@ -227,22 +230,21 @@ def accumulate_gradients(recipe: Recipe, networks: list, scaler, batches) -> dic
     `networks`: one, whose dropout makes the views, or two, which are the views.
 
     Gradients add up to those of the whole batch, whatever the micro-batches and processes: each counts by its share
-    of images. The processes exchange them once, in the backward pass of their last micro-batch.
+    of images. The processes exchange them once.
     """
     parts = {"loss": 0.0, "cross_entropy": 0.0, "kl": 0.0}
-    own = micro_batches(recipe)
-    for number in range(len(own)):
+    for _ in micro_batches(recipe):
         images, labels = next(batches)  # (n, 3, S, S), (n,)
         share = len(labels) / recipe.batch_size
-        with parallel.local_gradients(networks, number < len(own) - 1):
-            with paddle.amp.auto_cast(recipe.precision != "fp32", dtype=AMP_DTYPES[recipe.precision]):
-                models = networks if len(networks) > 1 else networks[0]
-                logits_a, logits_b = views(models, images, recipe.num_views)  # (n, classes) each
-            found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
-            loss = found.loss * share * parallel.size()  # the exchange averages over the processes
-            (scaler.scale(loss) if scaler else loss).backward()
+        with paddle.amp.auto_cast(recipe.precision != "fp32", dtype=AMP_DTYPES[recipe.precision]):
+            models = networks if len(networks) > 1 else networks[0]
+            logits_a, logits_b = views(models, images, recipe.num_views)  # (n, classes) each
+        found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
+        loss = found.loss * share * parallel.size()  # the exchange averages over the processes
+        (scaler.scale(loss) if scaler else loss).backward()
         for name, value in found._asdict().items():
             parts[name] += float(value) * share
+    parallel.average_gradients(parameter for network in networks for parameter in network.parameters())
     return dict(zip(parts, map(float, parallel.sum_over_ranks(list(parts.values()))), strict=True))
 
 

@@ -1,4 +1,3 @@
-import functools
 import io
 import pickle
 import tarfile
@@ -66,7 +65,7 @@ def python2_pickle(value) -> bytes:
     return b"\x80\x02" + write(value) + b"."
 
 
-def fake_cifar10(folder, broken=False, dump=functools.partial(pickle.dumps, protocol=2)):
+def fake_cifar10(folder, broken=False, dump=python2_pickle):
     """A tiny set in the layout of cifar-10-python (its content has no published SHA-1 to check)."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

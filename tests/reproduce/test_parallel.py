@@ -76,14 +76,27 @@ def test_losses_and_weights_do_not_depend_on_the_hardware(
         np.testing.assert_allclose(other_weights[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_recompute_gives_the_same_bytes_with_dropout(tmp_path):
-    plain = Run(tmp_path / "plain", *DIGITS)
-    again = Run(tmp_path / "again", *DIGITS, "--recompute", "true")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_recompute_gives_the_same_bytes_with_dropout(tmp_path, processes):
+    plain = Run(tmp_path / "plain", *DIGITS, processes=processes)
+    again = Run(tmp_path / "again", *DIGITS, "--recompute", "true", processes=processes)
     assert plain.finish() == again.finish() == 0
     assert plain.records() == again.records()
     found = read_weights(again.saved / "last.pdparams").arrays
     for name, value in read_weights(plain.saved / "last.pdparams").arrays.items():
         assert value.tobytes() == found[name].tobytes(), name
+
+
+def test_processes_share_the_cores_unless_the_user_says_otherwise(tmp_path):
+    cores = len(os.sched_getaffinity(0))
+    for given, expected in ((None, max(1, cores // 2)), ("3", 3)):
+        run = Run(tmp_path / str(given), "digits", "--num_steps", 1, "--eval_every", 0, processes=2)
+        del run.environment["OMP_NUM_THREADS"]  # the tests themselves run under the project's settings
+        if given:
+            run.environment["OMP_NUM_THREADS"] = given
+        assert run.finish() == 0, run.stderr
+        machine = json.loads((run.logs / "run.json").read_text())["machine"]
+        assert int(machine["settings"]["OMP_NUM_THREADS"]) == expected
 
 
 def free_port() -> int:

@@ -11,10 +11,11 @@ from making_runs import EVIDENCE, change_header, make_run
 from scipy import stats
 
 from common.errors import UserError
+from reproduce import ROOT
 from reproduce.evaluate import expected_calibration_error
 from reproduce.predictions import BINS, read_predictions, reliability
 from reproduce.recipes import Recipe
-from reproduce.results import HARDWARE, find_groups, find_pairs, find_runs, main_pair, summary
+from reproduce.results import CITED, HARDWARE, find_groups, find_pairs, find_runs, main_pair, summary
 
 
 def groups_of(logs):
@@ -132,12 +133,21 @@ def test_the_same_pretrained_file_elsewhere_is_the_same_group(tmp_path):
     assert sorted(len(group.runs) for group in groups_of(tmp_path)) == [1, 2]
 
 
-def test_a_setting_that_came_later_is_filled_in_where_all_later_runs_agree(tmp_path):
-    make_run(tmp_path, "old", seed=1)
-    make_run(tmp_path, "new", seed=2, new_setting="usual")
+def test_a_run_from_before_a_setting_had_its_default(tmp_path):
+    old = make_run(tmp_path, "old", seed=1)
+    change_header(old, lambda header: header["recipe"].pop("views_split_at", None))
+    make_run(tmp_path, "off", seed=2, views_split_at=0)
     assert [len(group.runs) for group in groups_of(tmp_path)] == [2]
-    make_run(tmp_path, "newer", seed=3, new_setting="other")
-    assert [len(group.runs) for group in groups_of(tmp_path)] == [1, 1, 1]
+    make_run(tmp_path, "on", seed=3, views_split_at=6)
+    assert sorted(len(group.runs) for group in groups_of(tmp_path)) == [1, 2]
+
+
+def test_every_run_on_record_has_every_setting_or_its_default():
+    """A new setting whose default is not named in results.py would part older runs from newer ones."""
+    meaning = {field.name for field in dataclasses.fields(Recipe)} - {"name", "summary", "seed", *HARDWARE}
+    for _, run in find_runs(ROOT / "logs", CITED).iterrows():
+        one_view = set() if run["num_views"] > 1 else {"alpha", "kl_sum_over", "loss_form", "views_split_at"}
+        assert run["settings"].keys() == meaning - one_view, run["name"]
 
 
 def test_names_of_arms(tmp_path):
