@@ -10,7 +10,7 @@
 # From another machine: ssh -L 8040:127.0.0.1:8040 HOST. The first start makes .venv (see setup_env.sh).
 set -euo pipefail
 called_from=$PWD
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 
 fail() {
   echo "run_board: $*" >&2
@@ -36,6 +36,7 @@ for ((i = 1; i <= $#; i++)); do
   case ${!i} in
     -p | --port) port=${*:i+1:1} ;;
     --port=*) port=${!i#*=} ;;
+    --logdir) [[ -d ${*:i+1:1} ]] || fail "--logdir ${*:i+1:1}: no such folder" ;;
     -h | --help) exec "$PYTHON" -m visualdl.server.app --help ;;
   esac
 done

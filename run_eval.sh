@@ -9,7 +9,7 @@
 # Prints the accuracy, counted over exactly the images of the split, however many processes share them (all visible
 # GPUs; NPROC, NNODES and SLURM as in run_train.sh). The first start makes .venv (see setup_env.sh).
 set -euo pipefail
-root=$(dirname "${BASH_SOURCE[0]}")
+root=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 if [[ -n ${SLURM_SUBMIT_DIR:-} && ! -e $root/launch.sh ]]; then
   root=$SLURM_SUBMIT_DIR # sbatch runs a copy of this script from elsewhere
 fi

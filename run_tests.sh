@@ -8,7 +8,7 @@
 #
 # The first start makes .venv with the test tools (see setup_env.sh). Exit code 0 if all is well.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 source ./setup_env.sh dev
 if (($# == 0)); then
   echo "run_tests: ruff check, ruff format --check, then pytest"

@@ -33,7 +33,7 @@
 # The first start makes .venv (see setup_env.sh). A run that was stopped continues when the same command is
 # given again. Its records are in logs/, its weights in checkpoints/; bash run_board.sh shows the curves.
 set -euo pipefail
-root=$(dirname "${BASH_SOURCE[0]}")
+root=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 if [[ -n ${SLURM_SUBMIT_DIR:-} && ! -e $root/launch.sh ]]; then
   root=$SLURM_SUBMIT_DIR # sbatch runs a copy of this script from elsewhere
   export RDROP_SBATCH=1

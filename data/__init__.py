@@ -10,7 +10,7 @@ from common.errors import UserError, near
 from data import cifar, digits, image_files, image_tables
 from data.image_files import ImageFiles
 from data.in_memory import InMemory
-from data.split import held_out_of, split_indices
+from data.split import split_indices
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
@@ -101,9 +101,10 @@ def dataset_sizes(
         )
         return Sizes(len(table.class_names), len(kept), len(held_out), len(held_out) or len(table.labels))
     classes, (images, test) = CLASSES[name], IMAGES[name]
-    per_class = held_out_of(images // classes, validation_share) if validation_share else validation_per_class
-    held_out = classes * per_class
-    return Sizes(classes, classes * train_per_class or images - held_out, held_out, test)
+    even = np.repeat(np.arange(classes), images // classes)
+    counts = (train_per_class, validation_per_class, split_seed)
+    kept, held_out = split_indices(even, *counts, name, validation_share=validation_share)
+    return Sizes(classes, len(kept) if train_per_class else images - len(held_out), len(held_out), test)
 
 
 def load_dataset(

@@ -85,6 +85,10 @@ def load(name: str, data_dir: Path, download: bool):
     test = _read_split(folder, "test", source.test, source)
     meta = _read_pickle(folder / source.meta)
     names = [str(n, "ascii") for n in _entry(meta, source.names_key, folder / source.meta)]
+    for split in (train, test):
+        if not 0 <= split.labels.min() <= split.labels.max() < len(names):
+            raise UserError(f"{folder}: has labels from {split.labels.min()} to {split.labels.max()} for {len(names)} "
+                            "classes; delete it and extract the official archive again")  # fmt: skip
     return train, test, names
 
 

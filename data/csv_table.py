@@ -60,6 +60,9 @@ def _parse(text: str, path: Path) -> pd.DataFrame:
     if not {"image", "label"} <= set(rows.columns):
         found = ", ".join(map(repr, rows.columns[:_SHOWN]))
         raise UserError(f"{path}: has the columns {found}; it needs image and label, separated by commas")
+    twice = sorted({name for name in ("image", "label") if list(rows.columns).count(name) > 1})
+    if twice:
+        raise UserError(f"{path}: has the column {twice[0]} more than once; leave one of them")
     if not isinstance(rows.index, pd.RangeIndex):  # how pandas takes surplus fields
         raise UserError(f"{path}: its rows have more fields than its header; put names with commas between quotes")
     rows = rows[["image", "label"]].fillna("").apply(lambda column: column.str.strip())

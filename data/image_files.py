@@ -145,11 +145,15 @@ def _folders(data_dir: Path) -> tuple[Path, Path]:
 
 
 def _read_folder(folder: Path, class_names: list[str]) -> ImageFiles:
-    paths, labels = [], []
+    paths, labels, empty = [], [], []
     for label, name in enumerate(class_names):
         own = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES)
+        empty += [] if own else [name]
         paths += own
         labels += [label] * len(own)
     if not paths:
         raise UserError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
+    if empty:
+        raise UserError(f"{folder}: no image files of the class {empty[0]} ({len(empty)} of {len(class_names)} classes "
+                        "have none); train/ and val/ need the same class folders, each with pictures")  # fmt: skip
     return ImageFiles(paths, np.array(labels, np.int64))

@@ -83,7 +83,7 @@ def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
         first = next(problem for i, problem in problems.items() if table.labels[i] == label)
         raise UserError(f"{table.source}: class {table.class_names[label]!r} has no picture that can be read: {first}")
     more = [f"... and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
-    left_out = f"{len(lines):,} of {total:,} pictures cannot be read and are left out (--strict stops instead)"
+    left_out = f"{len(lines):,} of {total:,} pictures cannot be read and are left out (--strict true stops instead)"
     return dataclasses.replace(
         table,
         names=[table.names[i] for i in kept],

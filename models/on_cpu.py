@@ -44,7 +44,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0:
             return x  # Paddle's own copies it
         if _ours(self, x):
-            return _Dropout.apply(x, round(self.p * _LEVELS))
+            return _Dropout.apply(x, _dropped(self.p))
         return super().forward(x)
 
 
@@ -58,7 +58,7 @@ def hidden(linear: Linear, dropout: nn.Layer, x):
         return dropout(F.gelu(linear(x)))
     if type(dropout) is not Dropout:  # something that was put in its place
         return dropout(_Hidden.apply(x, linear.weight, linear.bias, 0))
-    return _Hidden.apply(x, linear.weight, linear.bias, round(dropout.p * _LEVELS) if dropout.training else 0)
+    return _Hidden.apply(x, linear.weight, linear.bias, _dropped(dropout.p) if dropout.training else 0)
 
 
 def _ours(layer, x) -> bool:
@@ -195,6 +195,11 @@ def _draw(x, dropped) -> np.ndarray:
     seed = paddle.randint(0, 2**31 - 1, [1], "int64").item()
     words = np.random.SFC64(seed).random_raw(-(-x.size // 4))  # 64 bits each
     return (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
+
+
+def _dropped(rate: float) -> int:
+    """The number nearest to that share of _LEVELS, but not all of them."""
+    return min(round(rate * _LEVELS), _LEVELS - 1)
 
 
 def _factor(dropped) -> float:

@@ -29,14 +29,15 @@ def _processor_settings() -> dict[str, str]:
         # Paddle links an old MKL that takes a slow path on AMD: 25 against 150 GFLOP/s in float32. On Intel
         # processors the same variable would hurt.
         settings["MKL_DEBUG_CPU_TYPE"] = "5"
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
+    return {name: os.environ.get(name) or value for name, value in settings.items()}
 
 
 if "REPRODUCE_LAUNCH" in os.environ and "PADDLE_TRAINER_ID" in os.environ:  # started by launch.py: see there
     end_with_parent(named="paddle.distributed.launch")
 
 PROCESSOR_SETTINGS = _processor_settings()
-SET_HERE = PROCESSOR_SETTINGS.keys() - os.environ.keys()  # and not by the user: for this process alone
+# and not by the user: for this process alone
+SET_HERE = {name for name in PROCESSOR_SETTINGS if not os.environ.get(name)}
 os.environ.update(PROCESSOR_SETTINGS)
 keep_freed_memory()
 

@@ -23,6 +23,7 @@ reproduce.report` takes both READMEs' section on speed from there. Everything is
 import argparse
 import contextlib
 import json
+import math
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -133,8 +134,8 @@ def _options(argv):
     options = parse(parser, argv)
     if options.repeat < 1:
         raise UserError(f"--repeat {options.repeat}: must be at least 1")
-    if options.memory is not None and not options.memory > 0:
-        raise UserError(f"--memory {options.memory}: must be above 0")
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise UserError(f"--memory {options.memory}: must be a number above 0")
     for name in options.part:
         if name not in PARTS:
             raise UserError(f"--part {name}: no such part; {near(name, PARTS)}")
@@ -151,6 +152,8 @@ def main(argv=None) -> None:
     memory = int(options.memory * 1e9) if options.memory else int(_SHARE * available_memory())
     whole = options.repeat >= _ENOUGH and not options.competitor
     folder = Path(options.out) if options.out else FOLDER if whole else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
     say("memory", f"up to {memory / 1e9:.1f} GB at once")
     for name in dict.fromkeys(options.part):
         part = PARTS[name]()

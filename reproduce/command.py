@@ -20,6 +20,8 @@ WEIGHTS_HELP = (
 
 def run_command(main) -> None:
     """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         main()
     except UserError as error:

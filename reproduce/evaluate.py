@@ -187,6 +187,8 @@ def main(argv=None) -> None:
     for name in ("batch_size", "image_size", "heads", "layer_norm_epsilon", "workers"):
         if not getattr(options, name) >= 0:  # also not a number
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
+    if options.output and (Path(options.output).is_dir() or not Path(options.output).parent.is_dir()):
+        raise UserError(f"--output {options.output}: must be a file in a folder that exists")
     device = choose_device(options.device)
     parallel.start()
     chosen = {k: getattr(options, k) for k in ("image_size", "heads", "layer_norm_epsilon") if getattr(options, k)}
@@ -246,7 +248,7 @@ def _recipe_of(weights) -> dict:
     share = recipe.get("validation_share", 0.0)
     wrong = [k for k in counts if type(recipe.get(k, 1)) is not int or recipe.get(k, 1) < (k == "eval_batch_size")]
     wrong += ["validation_share"] if type(share) not in (int, float) or not 0 <= share < 1 else []
-    wrong += ["scale"] if recipe.get("scale", "-1..1") not in SCALES else []
+    wrong += ["scale"] if recipe.get("scale", "-1..1") not in tuple(SCALES) else []
     wrong += ["dataset"] if recipe.get("dataset") not in (None, *CLASSES) else []
     if wrong:
         raise UserError(f"{weights.path}: its metadata has {wrong[0]} {recipe[wrong[0]]!r:.40}; get the file again")

@@ -18,6 +18,7 @@ from paddle.nn import functional as F
 from common.errors import UserError
 from data import CLASSES, FROM_FILES, dataset_files, load_dataset
 from data.augment import SCALES
+from data.csv_table import visible
 from data.image_files import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
 from models.pretrained import Weights, model_from_file
@@ -106,7 +107,7 @@ def find_pictures(arguments) -> tuple[list[Path], list[str]]:
     for path in map(Path, arguments):
         inside = [path]
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in visible(path) if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
                 suffixes = ", ".join(sorted(SUFFIXES))
                 problems.append(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")

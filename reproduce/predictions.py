@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ def read_predictions(run: Path) -> Predictions:
             found = Predictions(file["labels"], file["top5"][:, 0], file["confidence"], file["nll"])
         if len({len(column) for column in found}) != 1 or any(column.ndim != 1 for column in found):
             raise ValueError("its columns differ in length")
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as problem:
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
         detail = str(problem).strip("'\"").splitlines()[0]
         raise UserError(f"{path}: not readable as predictions ({detail}); copy it again from the run") from None
     if (int(found.hits.sum()), len(found.labels)) != (counts["correct"], counts["total"]):

@@ -6,7 +6,9 @@ With several processes the first one does what touches files, and the others wai
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,7 @@ _NO_RUNS = (
     "pretrained",
     "exported",
 )
+_LONGEST_NAME = 200  # of a run; file systems end at 255, and a lock has a longer one
 _SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
 
 
@@ -154,9 +157,16 @@ def finish(job: Job) -> None:
     say("curves", _shown(picture))
     say(
         "evaluate",
-        f"bash run_eval.sh {_shown(weights)}" + (f" --data_dir {job.recipe.data_dir}" if job.recipe.data_dir else ""),
+        shlex.join(
+            [
+                "bash",
+                "run_eval.sh",
+                str(_shown(weights)),
+                *(["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []),
+            ]
+        ),
     )
-    board = "" if job.out == ROOT else f" --logdir {job.out / 'logs'}"
+    board = "" if job.out == ROOT else f" --logdir {shlex.quote(str(job.out / 'logs'))}"
     say("dashboard", f"bash run_board.sh{board}")
 
 
@@ -168,7 +178,11 @@ def run_name(recipe: Recipe) -> str:
         for name, value in recipe.meaning().items()
         if value != standard[name] and name not in ("seed", "pretrained")
     ]
-    return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
+    name = "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
+    if len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{recipe.name}-{len(changed)}_changed-{digest}-seed{recipe.seed}"
 
 
 def _check_run_name(run: str) -> None:
@@ -263,8 +277,8 @@ def _result_of_finished(job: Job) -> dict | None:
         return None
     try:
         header = json.loads(header_file.read_text())
-        header["recipe"], header["finished"]
-    except (ValueError, KeyError, TypeError):
+        header["recipe"].items(), header["finished"]
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{header_file}: is damaged; remove it (the run then continues from its checkpoints)") from None
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
     if not header["finished"]:

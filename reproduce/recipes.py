@@ -253,6 +253,12 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
     if not 0 < recipe.learning_rate < float("inf"):
         raise UserError(f"--learning_rate {recipe.learning_rate}: must be above 0")
+    for name in ("seed", "split_seed"):
+        if getattr(recipe, name) >= 2**63:
+            raise UserError(f"--{name} {getattr(recipe, name)}: must be below 2^63")
+    if recipe.second_pretrained and not recipe.second_model:
+        raise UserError(f"--second_pretrained {recipe.second_pretrained}: there is no second network; name it with "
+                        "--second_model, or say --pretrained")  # fmt: skip
     if recipe.num_epochs and (recipe.num_steps, recipe.eval_every) != (Recipe.num_steps, Recipe.eval_every):
         raise UserError(f"--num_epochs {recipe.num_epochs} sets --num_steps and --eval_every; to give these, say "
                         "--num_epochs 0")  # fmt: skip

@@ -71,7 +71,7 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     if not logs.is_dir():
         raise UserError(f"{logs}: no such folder; give the folder that holds the runs")
     headers = sorted({path for folder in below for path in (logs / folder).rglob("run.json")})
-    headers = [path for path in headers if ".old-" not in path.parent.name]
+    headers = [path for path in headers if ".old-" not in str(path.relative_to(logs))]
     rows = [row for row in (_row(path, logs) for path in headers) if row]
     _note_changes(rows)
     return pd.DataFrame(rows, columns=_COLUMNS)
@@ -122,7 +122,7 @@ def _row(path: Path, logs: Path) -> dict | None:
             "steps": recipe["num_steps"],
             **{name: machine[name] for name in ("processor", "cores", "gpu", "started", "command")},
             "processes": machine.get("processes", 1),  # runs before data parallel had one
-            "threads": int(machine["settings"]["OMP_NUM_THREADS"]),
+            "threads": int(machine["settings"]["OMP_NUM_THREADS"].split(",")[0]),  # "4,2" is of nested loops
             "commit": machine["git_commit"],
             "dirty": machine["git_dirty"],
             "seconds": header["seconds"],

@@ -168,10 +168,13 @@ def machine() -> dict:
 
 
 def _git(*arguments) -> str | None:
+    """What git says of this project; None where it is not a clone, or lies in somebody else's, or git is missing."""
+    if not (ROOT / ".git").exists():
+        return None
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return None  # not a clone, or no git: the header says null
+        return None
     return done.stdout.strip()
 
 

@@ -201,7 +201,7 @@ def _start(run: Run, jobs: int, out: Path) -> subprocess.Popen:
     options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
     if jobs == 1:
         return subprocess.Popen(words, **options)
-    threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"]) // jobs)
+    threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"].split(",")[0]) // jobs)
     output = _output(run, out)
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output, "a") as file:

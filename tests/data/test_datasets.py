@@ -166,6 +166,20 @@ def picture_folders(tmp_path):
     return tmp_path
 
 
+def test_a_class_without_pictures_is_named(picture_folders):
+    for picture in (picture_folders / "val" / "red").iterdir():
+        picture.unlink()
+    with pytest.raises(UserError, match=r"val: no image files of the class red \(1 of 2 classes have none\)"):
+        load_dataset("imagenet", str(picture_folders))
+
+
+def test_a_label_without_a_class_is_named(tmp_path):
+    folder = fake_cifar10(tmp_path / "cifar-10-batches-py")
+    (folder / "batches.meta").write_bytes(python2_pickle({b"label_names": [b"a", b"b"]}))
+    with pytest.raises(UserError, match="has labels from 0 to 9 for 2 classes"):
+        load_dataset("cifar10", str(folder))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_image_folders_decode_in_order(picture_folders, workers):
     data = load_dataset("imagenet", str(picture_folders), validation_per_class=2)

@@ -440,6 +440,7 @@ def bad_tables():
             edited("x.png,0", header="file,class"),
             "has the columns 'file', 'class'; it needs image and",
         ),
+        "twice": (edited("x.png,0,1", header="image,label,label "), "has the column label more than once"),
         "semicolons": (edited("x.png;0", header="image;label"), "columns 'image;label'; .*separated by commas"),
         "no bytes": (raw(b""), "empty; it needs the columns"),
         "no rows": (edited(), "has a header and no rows"),

@@ -181,6 +181,12 @@ def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
     np.testing.assert_allclose((gradient * x).numpy(), y.numpy(), rtol=1e-6)
 
 
+def test_a_rate_next_to_1_keeps_a_few():
+    paddle.seed(0)
+    y = on_cpu.Dropout(0.9999999)(paddle.ones([1000, 1000])).numpy()
+    assert set(np.unique(y)) == {0.0, 2.0**16} and 2 < (y > 0).sum() < 40
+
+
 def test_dropout_is_off_in_evaluation_and_at_rate_0():
     x = numbers(4, 4)
     evaluated = on_cpu.Dropout(0.5)

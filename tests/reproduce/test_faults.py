@@ -1,7 +1,9 @@
 """Full disks, damaged files, kills at any moment: nothing is lost, and the bytes at the end are the same."""
 
 import contextlib
+import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -11,6 +13,7 @@ import time
 import pytest
 from running import DIGITS, Run, alive, workers
 
+from models.pretrained import METADATA, read_weights
 from reproduce.checkpoint import load_latest
 
 
@@ -122,6 +125,22 @@ def test_logs_that_cannot_be_written_do_not_stop_the_run_and_are_written_later(t
     (board,) = run.logs.glob("vdlrecords.*")
     drawn = LogReader(file_path=str(board)).get_data("scalar", "train/loss")
     assert [record.id for record in drawn] == list(range(4, 401, 4))
+
+
+def test_best_weights_of_another_step_are_not_taken_for_those_on_record(tmp_path):
+    """They may be of a step whose state was damaged; the run goes on from the one before."""
+    run = Run(tmp_path, *DIGITS)
+    process = run.start()
+    run.await_step(process, 25)  # evaluated after 20
+    process.kill()
+    run.finish(process)
+    best = run.saved / "best.pdparams"
+    content = pickle.loads(best.read_bytes())
+    content[METADATA] = json.dumps({**json.loads(content[METADATA]), "step": 7})
+    best.write_bytes(pickle.dumps(content, protocol=4))
+    assert run.finish() == 0, run.stderr
+    assert "best.pdparams is not that of step 20, as the checkpoint says" in run.stdout
+    assert read_weights(best).metadata["step"] == run.result()["best"]["step"] > 20
 
 
 KILLS = 20

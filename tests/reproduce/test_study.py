@@ -105,6 +105,8 @@ def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
         (["digits", "--seeds", "0"], ["--seeds 0"]),
         (["digits", "--jobs", "0"], ["--jobs 0"]),
         (["digits", "--seed", "3"], ["--seeds N"]),
+        (["digits", "--alpha", "3"], ["--alpha: the arm two_views is defined by its own"]),
+        (["digits", "--num_steps", "20"], ["--num_steps: the arm baseline_twice"]),
         (["digits", "--dry_run"], ["--dry_run", "--list"]),
         (["digits", "--alfa", "3", "--seeds", "1"], ["--alfa 3", "--alpha"]),
     ],
