@@ -18,6 +18,7 @@ def answers(groups: list[Group], pairs: list[Pair], language: str) -> list[str |
     return [
         _short_answer(compared, words),
         _papers_strength(compared, words),
+        *_second_view(compared, words),
         *_shared_blocks(pairs, words),
         *_clipping(groups, words),
         words["scope"],
@@ -45,6 +46,14 @@ def _papers_strength(pairs: list[Pair], words: dict) -> Table:
     rows = [(f"`{arm.recipe}`", str(len(arm.runs)), *(differences_cell(arm, pairs, against, column, words)
              for column in ("accuracy", "nll") for against in shown)) for arm in arms]  # fmt: skip
     return Table((*words["answer header"]["first"], *header), rows)
+
+
+def _second_view(pairs: list[Pair], words: dict) -> list[str]:
+    """That the KL added nothing to the second view, where there was a gain and no strength shows otherwise."""
+    above = {against: any(reading(pair.difference("accuracy")) == "above" for pair in pairs if pair.against == against)
+             for against in references(pairs)}  # fmt: skip
+    gained = above.get("steps") or above.get("compute")
+    return [words["second view finding"]] if gained and above.get("no KL") is False else []
 
 
 def _shared_blocks(pairs: list[Pair], words: dict) -> list[str]:

@@ -54,6 +54,8 @@ TEXT = {
         "short answer part": "better than that of the {against}, in {0} of {n} comparisons and worse in {1} (with the last weights {2} and {3})",
         "short answer joint": "; ",
         "answer header": {"first": ("study", "seeds"), "accuracy": "top-1 minus {}", "nll": "NLL minus {}"},
+        "second view finding": "At no strength was top-1 better than that of the same two views without the KL: what R-Drop gained over "
+                               "the baselines here, it gained by the second view.",
         "shared finding": "In `{recipe}` views that share their first {blocks} blocks keep {kept} of the {whole} points that R-Drop "
                           "of the same strength has over the baseline of as many steps ([what they cost](README.md#what-a-step-costs)).",
         "clipping finding": "In `{recipe}` gradients are clipped to the norm {limit:g}. Before that it was {weak:.1f} on average "
@@ -121,6 +123,7 @@ TEXT = {
         "short answer part": "与“{against}”相比，{n} 次比较中更好 {0} 次，更差 {1} 次（用最后的权重：{2} 与 {3}）",
         "short answer joint": "；",
         "answer header": {"first": ("实验", "种子"), "accuracy": "top-1 减去{}", "nll": "NLL 减去{}"},
+        "second view finding": "没有一种强度的 top-1 高于同样两个视图而无 KL 的训练：R-Drop 在这里相对基线的增益，来自第二个视图。",
         "shared finding": "`{recipe}` 中，同样强度的 R-Drop 比步数相同的基线高 {whole} 个百分点，前 {blocks} 个 block 共享时分别剩下 {kept}"
                           "（[代价](README_cn.md#一步的代价)）。",
         "clipping finding": "`{recipe}` 中梯度范数裁剪到 {limit:g}，裁剪前平均为 {weak:.1f}（{weakest}）至 {strong:.1f}（{strongest}），任何一次训练的任何一条记录都不低于 {least:.1f}："

@@ -227,6 +227,21 @@ def test_the_answer_counts_the_strengths_of_r_drop_alone(tmp_path):
     assert shared["minus R-Drop, no block shared"].startswith("**+0.60 ± ")
 
 
+@pytest.mark.parametrize(("without_kl", "told"), [((5, 6, 5), True), ((16, 15, 16), False)])
+def test_a_gain_is_the_second_views_where_the_kl_adds_none(tmp_path, without_kl, told):
+    shutil.copytree(ROOT / "logs" / "published", tmp_path / "logs" / "published")
+    arms = {
+        "baseline": ((20, 21, 20), {"num_views": 1}),
+        "no KL": (without_kl, {"alpha": 0.0}),
+        "R-Drop": ((6, 5, 6), {}),
+    }
+    for name, (wrong, settings) in arms.items():
+        for seed, count in enumerate(wrong):
+            make_run(tmp_path / "logs" / "study", f"{name}-{seed}", count, seed=seed, **settings)
+    evidence = read_evidence(tmp_path)
+    assert (TEXT["en"]["second view finding"] in answers(evidence.groups, evidence.pairs, "en")) == told
+
+
 @pytest.mark.parametrize("lowest", [1.2, 0.9])
 def test_clipping_is_told_of_where_every_record_shows_it(tmp_path, lowest):
     shutil.copytree(ROOT / "logs" / "published", tmp_path / "logs" / "published")
