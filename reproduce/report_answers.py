@@ -82,11 +82,11 @@ def _clipping(groups: list[Group], words: dict) -> list[str]:
         if len(own) < 2 or not limit or not all(norms.values()) or min(map(min, norms.values())) <= limit:
             continue
         means = {group: sum(values) / len(values) for group, values in norms.items()}
-        weakest, strongest = (choose(own, key=lambda group: group.strength) for choose in (min, max))
+        smallest, largest = (choose(means, key=means.get) for choose in (min, max))
         found.append(words["clipping finding"].format(
             recipe=own[0].recipe, limit=limit, least=min(map(min, norms.values())),
-            weakest=weakest.arm(words["arm"]), weak=means[weakest],
-            strongest=strongest.arm(words["arm"]), strong=means[strongest],
+            smallest=smallest.arm(words["arm"]), small=means[smallest],
+            largest=largest.arm(words["arm"]), large=means[largest],
         ))  # fmt: skip
     return found
 

@@ -58,8 +58,8 @@ TEXT = {
                                "the baselines here, it gained by the second view.",
         "shared finding": "In `{recipe}` views that share their first {blocks} blocks keep {kept} of the {whole} points that R-Drop "
                           "of the same strength has over the baseline of as many steps ([what they cost](README.md#what-a-step-costs)).",
-        "clipping finding": "In `{recipe}` gradients are clipped to the norm {limit:g}. Before that it was {weak:.1f} on average "
-                            "({weakest}) to {strong:.1f} ({strongest}), and {least:.1f} or more in every record of every run: no arm "
+        "clipping finding": "In `{recipe}` gradients are clipped to the norm {limit:g}. Before that it was {small:.1f} on average "
+                            "({smallest}) to {large:.1f} ({largest}), and {least:.1f} or more in every record of every run: no arm "
                             "takes larger steps than another, and a stronger KL takes its share of them from the cross-entropy.",
         "scope": "These are small: 400 updates of `cifar100_vit_ti16` are five epochs of 5,000 images, when every further update still "
                  "helps a lot, of `cifar100_vit_ti16_few` 26 epochs of 1,000 images; the 1,000 of `digits` are 58 epochs. They do not say "
@@ -126,7 +126,7 @@ TEXT = {
         "second view finding": "没有一种强度的 top-1 高于同样两个视图而无 KL 的训练：R-Drop 在这里相对基线的增益，来自第二个视图。",
         "shared finding": "`{recipe}` 中，同样强度的 R-Drop 比步数相同的基线高 {whole} 个百分点，前 {blocks} 个 block 共享时分别剩下 {kept}"
                           "（[代价](README_cn.md#一步的代价)）。",
-        "clipping finding": "`{recipe}` 中梯度范数裁剪到 {limit:g}，裁剪前平均为 {weak:.1f}（{weakest}）至 {strong:.1f}（{strongest}），任何一次训练的任何一条记录都不低于 {least:.1f}："
+        "clipping finding": "`{recipe}` 中梯度范数裁剪到 {limit:g}，裁剪前平均为 {small:.1f}（{smallest}）至 {large:.1f}（{largest}），任何一次训练的任何一条记录都不低于 {least:.1f}："
                             "没有哪种做法的步子更大，KL 越强，交叉熵在其中所占的份额越小。",
         "scope": "这些实验都很小：`cifar100_vit_ti16` 的 400 步是 5,000 张图片的五个 epoch，此时每多训练一步仍有明显帮助，`cifar100_vit_ti16_few` 则是 1,000 张图片的 26 个 epoch；"
                  "`digits` 的 1,000 步是 58 个 epoch。它们都不能说明 R-Drop 在 ViT-B/16 的 10,000 步中的作用。主任务的强度是 9.6（KL 在 32 张上求和），"
