@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, near
-from data import cifar, digits, image_files, image_tables
-from data.image_files import ImageFiles
+from data import cifar, digits, folders, tables
+from data.folders import ImageFiles
 from data.in_memory import InMemory
 from data.split import split_indices
 
@@ -16,7 +16,7 @@ DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
 # None: whatever the user's table has, see `dataset_sizes`.
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": 4, "images": None}
-TABLES = ("growth_stages", "images")  # a user's own pictures, see image_tables.EXPECTED
+TABLES = ("growth_stages", "images")  # a user's own pictures, see tables.EXPECTED
 FROM_FILES = ("imagenet", *TABLES)  # decoded and resized from image files; the others are in memory
 IMAGES = {
     "cifar10": (50_000, 10_000),
@@ -75,7 +75,7 @@ def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     if name in TABLES:
         return {Path(data_dir or DOWNLOADS / name): ""}
     if name == "imagenet":
-        return image_files.files(Path(data_dir or DOWNLOADS / name))
+        return folders.files(Path(data_dir or DOWNLOADS / name))
     return cifar.files(name, Path(data_dir or DOWNLOADS))
 
 
@@ -138,7 +138,7 @@ def load_dataset(
     _check_name(name)
     counts = (train_per_class, validation_per_class, split_seed)
     if name in TABLES:
-        table = image_tables.without_unreadable(_read_table(name, data_dir), strict, workers)
+        table = tables.without_unreadable(_read_table(name, data_dir), strict, workers)
         images = ImageFiles(table.paths, table.labels)
         kept, held_out = _split_table(table, *counts, validation_share=validation_share)
         validation = images.subset(held_out)
@@ -149,15 +149,15 @@ def load_dataset(
     if name == "digits":
         train, test, class_names = digits.load()
     elif name == "imagenet":
-        train, test, class_names = image_files.load(Path(data_dir or DOWNLOADS / name))
+        train, test, class_names = folders.load(Path(data_dir or DOWNLOADS / name))
     else:
         train, test, class_names = cifar.load(name, Path(data_dir or DOWNLOADS), download=not data_dir)
     kept, held_out = split_indices(train.labels, *counts, name, validation_share=validation_share)
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
-def _read_table(name: str, data_dir: str) -> image_tables.Table:
-    table = image_tables.read_table(data_dir or DOWNLOADS / name, DOWNLOADS)
+def _read_table(name: str, data_dir: str) -> tables.Table:
+    table = tables.read_table(data_dir or DOWNLOADS / name, DOWNLOADS)
     found, expected = table.class_names, CLASSES[name]
     if expected not in (None, len(found)):
         raise UserError(
@@ -167,7 +167,7 @@ def _read_table(name: str, data_dir: str) -> image_tables.Table:
     return table
 
 
-def _split_table(table: image_tables.Table, *counts, validation_share: float):
+def _split_table(table: tables.Table, *counts, validation_share: float):
     return split_indices(
         table.labels, *counts, str(table.source),
         validation_share=validation_share, keys=table.names, class_names=table.class_names,

@@ -3,9 +3,9 @@
 import dataclasses
 
 from common.errors import UserError, near
-from models import cnn
-from models.cnn import CNNConfig
-from models.pair import Pair, PairConfig
+from models import resnet
+from models.resnet import CNNConfig
+from models.two_networks import TwoNetworks, TwoNetworksConfig
 from models.vit import ViT, ViTConfig
 
 MODELS = {
@@ -18,9 +18,9 @@ MODELS = {
     "ViT-H_14": {"patch_size": 14, "width": 1280, "depth": 32, "heads": 16, "mlp_width": 5120},
     "ViT-digits": {"patch_size": 2, "width": 64, "depth": 4, "heads": 4, "mlp_width": 128},  # 8 px digits
 }
-NAMES = (*MODELS, *cnn.NETWORKS)
+NAMES = (*MODELS, *resnet.NETWORKS)
 
-Config = ViTConfig | CNNConfig | PairConfig
+Config = ViTConfig | CNNConfig | TwoNetworksConfig
 
 
 def model_config(name: str, num_classes: int, image_size: int, second: str = "", **options) -> Config:
@@ -30,8 +30,8 @@ def model_config(name: str, num_classes: int, image_size: int, second: str = "",
     Raises UserError for an unknown name, an image size that the patches do not divide, a rate without a place.
     """
     if second:
-        return PairConfig(*(model_config(each, num_classes, image_size, **options) for each in (name, second)))
-    if name in cnn.NETWORKS:
+        return TwoNetworksConfig(*(model_config(each, num_classes, image_size, **options) for each in (name, second)))
+    if name in resnet.NETWORKS:
         for option, value in options.items():
             if option != "dropout" and value:
                 raise UserError(f"{name} has no place for --{option} {value}: only --dropout, before its head")
@@ -53,14 +53,14 @@ def build_model(name: str, num_classes: int, image_size: int, **options) -> ViT:
 
 def build(config: Config):
     """A freshly initialised network of any configuration; it has the configuration as `config`."""
-    if isinstance(config, PairConfig):
-        return Pair(config, build(config.first), build(config.second))
-    return cnn.build(config) if isinstance(config, CNNConfig) else ViT(config)
+    if isinstance(config, TwoNetworksConfig):
+        return TwoNetworks(config, build(config.first), build(config.second))
+    return resnet.build(config) if isinstance(config, CNNConfig) else ViT(config)
 
 
 def has_batch_norm(config: Config) -> bool:
     """Whether its training depends on which images are computed together."""
-    if isinstance(config, PairConfig):
+    if isinstance(config, TwoNetworksConfig):
         return has_batch_norm(config.first) or has_batch_norm(config.second)
     return isinstance(config, CNNConfig)
 
@@ -68,13 +68,13 @@ def has_batch_norm(config: Config) -> bool:
 def config_from_dict(fields: dict) -> Config:
     """The configuration that `dataclasses.asdict` gave. Raises ValueError when it is none."""
     if fields.keys() == {"first", "second"}:
-        return PairConfig(*(config_from_dict(_a_dict(fields[name])) for name in ("first", "second")))
+        return TwoNetworksConfig(*(config_from_dict(_a_dict(fields[name])) for name in ("first", "second")))
     kind = CNNConfig if "network" in fields else ViTConfig
     types = {f.name: f.type for f in dataclasses.fields(kind)}
     for name, value in fields.items():
         if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
             raise ValueError(f"network has {name!r:.40} {value!r:.40}")
-    if kind is CNNConfig and fields["network"] not in cnn.NETWORKS:
+    if kind is CNNConfig and fields["network"] not in resnet.NETWORKS:
         raise ValueError(f"network is {fields['network']!r:.40}")
     try:
         return kind(**fields)

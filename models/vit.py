@@ -13,7 +13,7 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
 
-from models.on_cpu import Dropout, LayerNorm, Linear, hidden
+from models.fast_cpu import Dropout, LayerNorm, Linear, hidden
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from common.errors import UserError, near
 from reproduce import ROOT
 from reproduce.bench_parts import PARTS, Part, headline
 from reproduce.bench_race import PRODUCT_SIZE, Measured, race
-from reproduce.command import Parser, choose_device, parse, run_command, say
+from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.report_speed import bench_page, lines, read_bench
 from reproduce.run_log import machine
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import paddle
 
-from data.batches import dropout_seed, network_seed
 from data.in_memory import InMemory
+from data.sampling import dropout_seed, network_seed
 from models import build
 from reproduce.evaluate import evaluate
 from reproduce.recipes import RECIPES

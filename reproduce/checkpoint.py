@@ -1,7 +1,7 @@
 """Resumable states of a run: written whole or not at all, verified when read, the last two kept.
 
 A state is everything that is not a function of (recipe, step): weights, optimizer memory and the progress so far.
-The order of samples, the crops and the random numbers of every process are functions of the step (data/batches.py)
+The order of samples, the crops and the random numbers of every process are functions of the step (data/sampling.py)
 and the schedule one of the step too (schedule.py), so none of them needs saving.
 """
 
@@ -18,8 +18,8 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from models.pretrained import read_weights
-from reproduce import parallel
+from models.weights import read_weights
+from reproduce import distributed
 from reproduce.recipes import Recipe
 
 _KEPT = 2
@@ -111,15 +111,15 @@ def tried(path: Path, write) -> bool:
     A disk that is full does not end the run: atomic_write keeps what was there before, and stderr says so.
     """
     failed = 0
-    if parallel.is_main():
+    if distributed.is_main():
         try:
             write(path)
         except OSError as error:
             failed = 1
             print(f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept, and "
                   "training goes on: make room before the next save", file=sys.stderr)  # fmt: skip
-    parallel.wait()  # the others have nothing to do meanwhile
-    return not parallel.largest(failed)
+    distributed.wait()  # the others have nothing to do meanwhile
+    return not distributed.largest(failed)
 
 
 def load_latest(folder: Path) -> State | None:

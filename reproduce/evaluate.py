@@ -19,10 +19,10 @@ from common.atomic import atomic_write
 from common.errors import UserError
 from data import CLASSES, load_dataset
 from data.augment import SCALES
-from models import CNNConfig, PairConfig
-from models.pretrained import model_from_file
-from reproduce import ROOT, parallel
-from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from models import CNNConfig, TwoNetworksConfig
+from models.weights import model_from_file
+from reproduce import ROOT, distributed
+from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
@@ -91,11 +91,11 @@ def evaluate(
         raise UserError("this split holds no image, so there is nothing to evaluate; choose another --split")
     was_training = model.training
     model.eval()
-    mine = parallel.share(len(split))
+    mine = distributed.share(len(split))
     columns = np.zeros((len(split) + 1, 8))  # label, top 5, confidence, NLL; the last row counts who left early
     done = mine.start
     requests = ((indices, None) for indices in _chunks(mine, batch_size))
-    hidden = not title or not parallel.is_main()
+    hidden = not title or not distributed.is_main()
     with tqdm(total=mine.stop - mine.start, desc=title, unit="image", disable=hidden, leave=False) as progress:
         for images, labels in split.stream(requests, image_size, workers=workers, scale=scale):
             if stop():
@@ -106,8 +106,8 @@ def evaluate(
             progress.update(len(labels))
     if was_training:
         model.train()
-    parallel.wait()  # the pieces may take different times
-    columns = parallel.sum_over_ranks(columns)  # each row is zero in all processes but one
+    distributed.wait()  # the pieces may take different times
+    columns = distributed.sum_over_ranks(columns)  # each row is zero in all processes but one
     if columns[-1].any():
         raise Interrupted
     result = _evaluation(columns[:-1])
@@ -190,7 +190,7 @@ def main(argv=None) -> None:
     if options.output and (Path(options.output).is_dir() or not Path(options.output).parent.is_dir()):
         raise UserError(f"--output {options.output}: must be a file in a folder that exists")
     device = choose_device(options.device)
-    parallel.start()
+    distributed.start()
     chosen = {k: getattr(options, k) for k in ("image_size", "heads", "layer_norm_epsilon") if getattr(options, k)}
     model, weights, report = model_from_file(options.weights, **chosen)
     config = model.config
@@ -214,7 +214,7 @@ def main(argv=None) -> None:
     split = getattr(data, options.split)
     say("weights", f"{weights.path}: {report}")
     say("network", f"{_network(config)}, {config.image_size} px, {config.num_classes} classes")
-    say("device", f"{device}, fp32{parallel.described()}")
+    say("device", f"{device}, fp32{distributed.described()}")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
     found = evaluate_each(
@@ -223,7 +223,7 @@ def main(argv=None) -> None:
     metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
     for name, values in metrics.items():
         say(name or "result", describe(values))
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
     if options.output:
         found[""].save(options.output)
@@ -233,7 +233,7 @@ def main(argv=None) -> None:
 
 
 def _network(config) -> str:
-    if isinstance(config, PairConfig):
+    if isinstance(config, TwoNetworksConfig):
         return f"{_network(config.first)} and {_network(config.second)}"
     if isinstance(config, CNNConfig):
         return config.network

@@ -22,9 +22,9 @@ from paddle.static import InputSpec
 from common.atomic import flush_to_disk
 from common.errors import UserError
 from data.augment import SCALES
-from models.pretrained import model_from_file
+from models.weights import model_from_file
 from reproduce import ROOT
-from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.predict import class_names, say_classes, scale_of
 
 _FILES = ("inference.json", "inference.pdiparams", "description.json")

@@ -26,7 +26,7 @@ import paddle
 from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
-from reproduce.command import has_gpu, run_command
+from reproduce.cli import has_gpu, run_command
 from reproduce.stop import SIGNALS
 
 _FAILED = re.compile(r"Container rank (\d+) status failed .* code (-?\d+) log ")

@@ -11,9 +11,9 @@ import numpy as np
 import paddle
 
 from data import Sizes, dataset_files
-from models import Config, PairConfig, cnn
-from models.pretrained import PRETRAINED_URLS
+from models import Config, TwoNetworksConfig, resnet
 from models.vit import ViTConfig
+from models.weights import PRETRAINED_URLS
 from reproduce.recipes import Recipe
 
 _GPU_SIZES = (8, 12, 16, 24, 32, 40, 80)  # GiB
@@ -67,12 +67,12 @@ def _duration(days: float) -> str:
 
 def count(config: Config) -> Counts:
     """By formula for a ViT; a convolutional network is built and run once."""
-    if isinstance(config, PairConfig):
+    if isinstance(config, TwoNetworksConfig):
         return Counts(*map(sum, zip(count(config.first), count(config.second), strict=True)))
     if isinstance(config, ViTConfig):
         return Counts(count_parameters(config), config.flops_per_image(), activation_numbers(config),
                       recompute_numbers(config))  # fmt: skip
-    parameters, operations, kept = cnn.measure(config)
+    parameters, operations, kept = resnet.measure(config)
     return Counts(parameters, operations, kept, kept)
 
 
@@ -161,7 +161,7 @@ def count_parameters(config: ViTConfig) -> int:
 def activation_numbers(config: ViTConfig) -> int:
     """Numbers that one image's forward pass keeps for the backward pass: what each layer needs of its input.
 
-    As Paddle's own layers keep it; in training on a CPU the hidden layers keep no mask (models/on_cpu.py).
+    As Paddle's own layers keep it; in training on a CPU the hidden layers keep no mask (models/fast_cpu.py).
     An upper estimate: for ViT-B/16 at 384 px, two views of 3 images and the rest came to 3.6 GiB on a CPU, 4.1 by
     this count.
     """

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from reproduce import ROOT
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.cost_figure import arms_of_cost, draw_cost, training_minutes
 from reproduce.figure_style import BLACK, BLUE, GREEN, ORANGE, save, style
 from reproduce.growth_figure import draw_growth, growth_runs

@@ -19,10 +19,10 @@ from common.errors import UserError
 from data import CLASSES, FROM_FILES, dataset_files, load_dataset
 from data.augment import SCALES
 from data.csv_table import visible
-from data.image_files import SUFFIXES, ImageFiles, read_image
+from data.folders import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
-from models.pretrained import Weights, model_from_file
-from reproduce.command import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from models.weights import Weights, model_from_file
+from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 
 _TOP = 5
 

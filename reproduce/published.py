@@ -20,7 +20,7 @@ from common.errors import UserError
 from data import DOWNLOADS
 from data.download import fetch
 from reproduce.claims import CLAIMS, Verdict, verdicts
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.log_audit import Audit, Settings, audit, check
 from reproduce.visualdl_files import PublishedLog, find_logs, read_log
 

@@ -18,7 +18,7 @@ import pandas as pd
 from common.atomic import atomic_write
 from common.errors import UserError
 from reproduce import ROOT
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.published import Audit, audit, download, read_log, verdicts
 from reproduce.visualdl_files import find_logs
 

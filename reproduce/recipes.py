@@ -10,8 +10,8 @@ from common.errors import UserError, near
 from data import CLASSES, FROM_FILES
 from data.augment import SCALES
 from models import MODELS, NAMES, Config, model_config
+from reproduce.optim import SCHEDULES
 from reproduce.rdrop import FORMS
-from reproduce.schedule import SCHEDULES
 
 
 def setting(default, help: str, choices=None, hardware: bool = False):

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.atomic import atomic_write
 from common.errors import UserError
 from reproduce import ROOT
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.compare import compare, describe, find_run
 from reproduce.report_page import page
 from reproduce.report_sections import Evidence, read_evidence, sections

@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 
 from common.errors import UserError
 from reproduce import ROOT
-from reproduce.command import Parser, parse, run_command
+from reproduce.cli import Parser, parse, run_command
 
 LOGS = ROOT / "logs"
 CITED = ("evidence", "study")  # folders of logs/ whose runs the READMEs and figures show; the others are their user's

@@ -19,7 +19,7 @@ from visualdl.component.base_component import hparam, scalar
 from visualdl.writer.record_writer import RecordWriter
 
 from common.atomic import atomic_write
-from reproduce import PROCESSOR_SETTINGS, ROOT, parallel
+from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pandas", "matplotlib", "visualdl", "pillow",
              "scikit-learn", "safetensors")  # fmt: skip
@@ -110,7 +110,7 @@ class NoLog:
 
 def open_log(folder: Path, header: dict, rows: list[dict], hyper_parameters: dict, continued: bool):
     """The log of a run in its first process; a run that is continued keeps its earlier starts on record."""
-    if not parallel.is_main():
+    if not distributed.is_main():
         return NoLog()
     if continued:
         header["earlier_starts"] = _earlier_starts(folder)
@@ -159,7 +159,7 @@ def machine() -> dict:
         "packages": versions,
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "processes": parallel.size(),
+        "processes": distributed.size(),
         "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
         "settings": PROCESSOR_SETTINGS,
         "device": paddle.get_device(),

@@ -14,7 +14,7 @@ import paddle
 from paddle import nn
 
 from common.errors import UserError
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.rdrop import rdrop_loss, views
 
 PAD = 0  # id of padding; tokens are 1 .. VOCABULARY

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from reproduce import parallel
+from reproduce import distributed
 
 # SIGTERM: kill, and SLURM's pre-emption. SIGUSR1: what `sbatch --signal` sends ahead of the time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -45,13 +45,13 @@ class StopRequest:
             # Not KeyboardInterrupt: in a layer's own backward pass, which Paddle calls, it would become another error.
             os.write(2, b"\nstopped by Ctrl-C\n")
             os._exit(130)
-        if not self.signal and parallel.is_main():  # os.write: a print in progress cannot be entered again
+        if not self.signal and distributed.is_main():  # os.write: a print in progress cannot be entered again
             os.write(2, f"\n{signal.Signals(number).name} received: stops after this step and saves\n".encode())
         self.signal = self.signal or number
 
     def agreed(self) -> int:
         """The signal that any of the processes has received, or 0; every process gets the same answer."""
-        return parallel.largest(self.signal)
+        return distributed.largest(self.signal)
 
 
 def command_to_continue() -> str:

@@ -26,7 +26,7 @@ from common.errors import UserError, near
 from common.processes import end_with_parent
 from reproduce import PROCESSOR_SETTINGS, ROOT
 from reproduce.checkpoint import changed_settings
-from reproduce.command import Parser, parse, run_command, say
+from reproduce.cli import Parser, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
 from reproduce.stop import SIGNALS, Stopped
 

@@ -26,17 +26,17 @@ from tqdm import tqdm
 from common.errors import UserError
 from data import fingerprint, load_dataset
 from data.augment import Augmentation
-from data.batches import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
+from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
 from models import build
-from models.pretrained import load_weights, read_weights, save_weights
-from reproduce import ROOT, checkpoint, parallel
-from reproduce.command import run_command, say
+from models.weights import load_weights, read_weights, save_weights
+from reproduce import ROOT, checkpoint, distributed
+from reproduce.cli import run_command, say
 from reproduce.evaluate import Interrupted, evaluate_each
-from reproduce.prepare import finish, prepare
+from reproduce.job import finish, prepare
+from reproduce.optim import learning_rate
 from reproduce.rdrop import rdrop_loss, views
 from reproduce.recipes import Recipe
 from reproduce.run_log import machine, open_log
-from reproduce.schedule import learning_rate
 from reproduce.stop import Stopped, StopRequest
 
 AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
@@ -55,7 +55,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     if state is not None:
         checkpoint.check_same_meaning(state.meaning, recipe.meaning(), saved)  # before anything takes time
     progress = state.progress if state is not None else checkpoint.Progress()
-    parallel.same_everywhere(progress.step, f"{saved}: the processes see different checkpoints there; give --out a "
+    distributed.same_everywhere(progress.step, f"{saved}: the processes see different checkpoints there; give --out a "
                              "folder that all nodes share")  # fmt: skip
 
     # 1. Data, network, optimizer.
@@ -91,12 +91,12 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
         state = None  # frees the copy
         say("resume", f"{saved}: continues after step {progress.step:,} of {recipe.num_steps:,} "
                       "(--restart starts over)")  # fmt: skip
-        if progress.processes != parallel.size():
-            say("note", f"it was trained by {progress.processes} processes so far and is by {parallel.size()} from "
+        if progress.processes != distributed.size():
+            say("note", f"it was trained by {progress.processes} processes so far and is by {distributed.size()} from "
                         "here on: the same samples, other dropout masks")  # fmt: skip
-    progress.processes = parallel.size()
-    parallel.wait()  # each process has taken its own time so far
-    parallel.same_weights(model)
+    progress.processes = distributed.size()
+    distributed.wait()  # each process has taken its own time so far
+    distributed.same_weights(model)
 
     # 2. The record of the run.
     provenance = {"run": run, "recipe": dataclasses.asdict(recipe), "network": dataclasses.asdict(model.config)}
@@ -140,7 +140,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 started = time.perf_counter()
                 rate = learning_rate(step, recipe.learning_rate, recipe.num_steps, recipe.warmup_steps, recipe.schedule)
                 optimizer.set_lr(rate)
-                paddle.seed(dropout_seed(recipe.seed, step, parallel.rank()))
+                paddle.seed(dropout_seed(recipe.seed, step, distributed.rank()))
                 parts = accumulate_gradients(recipe, networks, scaler, batches)
                 check_finite(parts["loss"], "loss", step, saved)
                 norm = apply_gradients(recipe, model, optimizer, scaler)
@@ -185,7 +185,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 raise Stopped(stopped_by, f"after step {step:,}; {where_it_stands(saved)}")
 
         # 4. The result: the last weights and the best ones, each on the whole test set.
-        if parallel.is_main():
+        if distributed.is_main():
             save_model(saved / "last.pdparams")
         result = {"last": {"step": recipe.num_steps}}
         if progress.best:
@@ -201,7 +201,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
             log.add(recipe.num_steps, scores(last, "test"))
             if data.test_is != "test":
                 result["test_is"] = data.test_is
-            if parallel.is_main():
+            if distributed.is_main():
                 best[""].save(logs / "predictions.npz")
     seconds = earlier_seconds + time.perf_counter() - began
     log.close(finished=True, seconds=round(seconds, 1), result=result)
@@ -210,8 +210,8 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
 
 def where_it_stands(saved: Path) -> str:
     """For the message of a stop; the others wait, as the launcher ends all when one ends."""
-    text = checkpoint.newest(saved) if parallel.is_main() else ""
-    parallel.wait()
+    text = checkpoint.newest(saved) if distributed.is_main() else ""
+    distributed.wait()
     return text
 
 
@@ -240,12 +240,12 @@ def accumulate_gradients(recipe: Recipe, networks: list, scaler, batches) -> dic
             models = networks if len(networks) > 1 else networks[0]
             logits_a, logits_b = views(models, images, recipe.num_views)  # (n, classes) each
         found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
-        loss = found.loss * share * parallel.size()  # the exchange averages over the processes
+        loss = found.loss * share * distributed.size()  # the exchange averages over the processes
         (scaler.scale(loss) if scaler else loss).backward()
         for name, value in found._asdict().items():
             parts[name] += float(value) * share
-    parallel.average_gradients(parameter for network in networks for parameter in network.parameters())
-    return dict(zip(parts, map(float, parallel.sum_over_ranks(list(parts.values()))), strict=True))
+    distributed.average_gradients(parameter for network in networks for parameter in network.parameters())
+    return dict(zip(parts, map(float, distributed.sum_over_ranks(list(parts.values()))), strict=True))
 
 
 def apply_gradients(recipe: Recipe, model, optimizer, scaler) -> float:
@@ -308,7 +308,7 @@ def progress_bar(title: str, done: int, total: int) -> tqdm:
         unit="step",
         dynamic_ncols=True,
         mininterval=0.5 if sys.stderr.isatty() else 30,
-        disable=not parallel.is_main(),
+        disable=not distributed.is_main(),
     )
 
 
@@ -323,7 +323,7 @@ def requests(recipe: Recipe, num_samples: int, first_step: int):
 
 def micro_batches(recipe: Recipe) -> list[slice]:
     """The pieces of one update's batch that this process computes one after the other."""
-    own = parallel.share(recipe.batch_size)
+    own = distributed.share(recipe.batch_size)
     length = own.stop - own.start
     return [
         slice(own.start + piece.start, own.start + piece.stop)

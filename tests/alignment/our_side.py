@@ -14,7 +14,7 @@ import paddle
 import models
 import reproduce.train as product
 from data import load_dataset
-from models.pretrained import load_weights, model_from_file
+from models.weights import load_weights, model_from_file
 from reproduce import ROOT
 from reproduce.evaluate import evaluate
 from reproduce.rdrop import rdrop_loss, views

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 
 from data import load_dataset
-from models.pretrained import model_from_file
+from models.weights import model_from_file
 
 
 def test_the_real_vit_ti16_gives_the_logits_of_timm(pytorch, vit_ti16_file, cifar100_folder):

@@ -199,7 +199,7 @@ def test_image_folders_decode_in_order(picture_folders, workers):
 
 
 def test_exif_orientation_is_applied(tmp_path):
-    from data.image_files import read_image
+    from data.folders import read_image
 
     image = Image.fromarray(np.pad(np.full((10, 20, 3), 255, np.uint8), ((0, 0), (0, 20), (0, 0))))
     exif = image.getexif()

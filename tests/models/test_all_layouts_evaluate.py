@@ -18,7 +18,7 @@ import reproduce
 from common.errors import UserError
 from models import model_config
 from models.layouts import state_shapes
-from models.pretrained import METADATA
+from models.weights import METADATA
 from reproduce.evaluate import main
 
 LAYOUTS = {

@@ -13,7 +13,7 @@ import paddle
 from safetensors.numpy import save_file
 
 from models.layouts import state_shapes
-from models.pretrained import METADATA
+from models.weights import METADATA
 
 TIED = ("query", "key", "value")
 

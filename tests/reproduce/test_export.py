@@ -13,9 +13,9 @@ from PIL import Image
 
 from common.errors import UserError
 from models import build_model
-from models.pretrained import model_from_file, save_weights
+from models.weights import model_from_file, save_weights
 from reproduce import ROOT
-from reproduce.command import run_command
+from reproduce.cli import run_command
 from reproduce.export import default_output, largest_difference, main, require_whole, save_inference_model, whole_folder
 from reproduce.predict import probabilities
 

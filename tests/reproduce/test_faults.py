@@ -13,7 +13,7 @@ import time
 import pytest
 from running import DIGITS, Run, alive, workers
 
-from models.pretrained import METADATA, read_weights
+from models.weights import METADATA, read_weights
 from reproduce.checkpoint import load_latest
 
 

@@ -10,7 +10,7 @@ from conftest import SHARED, assert_user_error
 from running import Run
 
 from models import build, model_config
-from models.pretrained import load_weights, read_weights, save_weights
+from models.weights import load_weights, read_weights, save_weights
 from reproduce import train
 from reproduce.recipes import get_recipe
 

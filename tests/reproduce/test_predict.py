@@ -11,9 +11,9 @@ from PIL import Image
 import data
 from common.errors import UserError
 from data import load_dataset
-from data.image_files import ImageFiles
+from data.folders import ImageFiles
 from models import build_model
-from models.pretrained import Weights, model_from_file, save_weights
+from models.weights import Weights, model_from_file, save_weights
 from reproduce.evaluate import evaluate
 from reproduce.predict import class_names, main
 

@@ -395,7 +395,7 @@ def test_the_forms_of_the_loss_amount_to_the_weights_beside_them():
 
 def test_nothing_of_training_is_imported():
     code = ("import sys, reproduce.report; print([m for m in sys.modules if m.split('.')[0] == 'models' "
-            "or m in ('reproduce.train', 'reproduce.prepare', 'reproduce.recipes')])")  # fmt: skip
+            "or m in ('reproduce.train', 'reproduce.job', 'reproduce.recipes')])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

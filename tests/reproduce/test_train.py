@@ -19,7 +19,7 @@ from visualdl import LogReader
 
 from data import load_dataset
 from models import build_model, model_config
-from models.pretrained import read_weights
+from models.weights import read_weights
 from reproduce import ROOT, train
 from reproduce.recipes import get_recipe
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from reproduce.schedule import learning_rate
+from reproduce.optim import learning_rate
 
 
 def test_update_k_has_the_rate_of_step_k():

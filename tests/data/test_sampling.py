@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.batches import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
+from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
 
 
 def test_each_epoch_holds_every_sample_once_also_across_steps():

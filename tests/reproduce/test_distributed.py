@@ -14,7 +14,7 @@ import pytest
 from conftest import assert_user_error
 from running import DIGITS, Run, workers
 
-from models.pretrained import read_weights
+from models.weights import read_weights
 from reproduce import ROOT, train
 from reproduce.recipes import get_recipe
 

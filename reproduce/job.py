@@ -20,9 +20,9 @@ from common.lock import locked
 from data import dataset_sizes
 from data.download import fetch
 from models import has_batch_norm
-from models.pretrained import PRETRAINED_URLS
-from reproduce import ROOT, checkpoint, parallel, plan
-from reproduce.command import Parser, choose_device, has_gpu, parse, say
+from models.weights import PRETRAINED_URLS
+from reproduce import ROOT, checkpoint, distributed, plan
+from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
@@ -66,8 +66,8 @@ def prepare(description: str):
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
     _check_run_name(job.run)
-    if recipe.batch_size < parallel.size():
-        raise UserError(f"--batch_size {recipe.batch_size}: smaller than the {parallel.size()} processes, of which "
+    if recipe.batch_size < distributed.size():
+        raise UserError(f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes, of which "
                         "each needs an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")  # fmt: skip
     why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
     chosen = "" if options.recipe else f" (chosen because {why})"
@@ -76,28 +76,28 @@ def prepare(description: str):
         say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
     device = choose_device(recipe.device)
     _check_precision(recipe.precision, device)
-    say("device", f"{device}, {recipe.precision}{parallel.described()}" + " (auto)" * (recipe.device == "auto"))
+    say("device", f"{device}, {recipe.precision}{distributed.described()}" + " (auto)" * (recipe.device == "auto"))
     sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
     recipe = job.recipe = plan.with_epochs(recipe, sizes)
     config = recipe.network(sizes.classes)
     _check_batch_norm(recipe, config)
-    planned = plan.make_plan(recipe, config, sizes, parallel.size())
+    planned = plan.make_plan(recipe, config, sizes, distributed.size())
     if options.dry_run:
-        if parallel.is_main():
+        if distributed.is_main():
             _print_plan(job, planned, device)
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
-    parallel.start()
+    distributed.start()
     with _locked(job):
-        if parallel.is_main():
+        if distributed.is_main():
             if options.restart:
                 _set_aside(job)
             if _result_of_finished(job) is None:
                 _before_training(job, device, planned)
-        parallel.wait()
+        distributed.wait()
         job.result = _result_of_finished(job)
-        parallel.same_everywhere(job.result is None, f"{job.out}: the processes see different files there; give --out "
-                                 "a folder that all nodes share")  # fmt: skip
+        distributed.same_everywhere(job.result is None, f"{job.out}: the processes see different files there; give "
+                                 "--out a folder that all nodes share")  # fmt: skip
         if job.result is not None:
             say("finished", "this run was trained before; its result stands below (--restart trains it again)")
         yield job
@@ -106,7 +106,7 @@ def prepare(description: str):
 @contextlib.contextmanager
 def _locked(job: Job):
     """Keep other starts of the same run away while this one works on it."""
-    if not parallel.is_main():
+    if not distributed.is_main():
         yield
         return
 
@@ -133,7 +133,7 @@ def _before_training(job: Job, device: str, planned: plan.Plan) -> None:
 
 def finish(job: Job) -> None:
     """Draw the curves and say where everything is."""
-    if not parallel.is_main():
+    if not distributed.is_main():
         return
     from reproduce import plot  # here, as pandas, SciPy and matplotlib cost the start of a run a second
 
@@ -208,7 +208,7 @@ def _check_batch_norm(recipe: Recipe, config) -> None:
         return
     if recipe.recompute:
         raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
-    if parallel.size() > 1:
+    if distributed.size() > 1:
         raise UserError(f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics "
                         "are those of the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0")  # fmt: skip
     if recipe.micro_batch_size < recipe.batch_size:

@@ -9,7 +9,7 @@ import time
 import paddle
 
 from common.errors import UserError, near
-from reproduce import parallel
+from reproduce import distributed
 from reproduce.stop import Stopped, command_to_continue
 
 WEIGHTS_HELP = (
@@ -27,7 +27,7 @@ def run_command(main) -> None:
     except UserError as error:
         sys.exit(_fail(str(error)))
     except Stopped as stopped:
-        if parallel.is_main():
+        if distributed.is_main():
             name = signal.Signals(stopped.signal).name
             print(f"stopped by {name} {stopped}. Continue with: {command_to_continue()}", file=sys.stderr)
         else:
@@ -42,8 +42,8 @@ def run_command(main) -> None:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if parallel.is_lost_contact(error):
-            parallel.await_the_launcher()
+        if distributed.is_lost_contact(error):
+            distributed.await_the_launcher()
             sys.exit(_fail("lost contact with another process of this run, whose output says why"))
         if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
             raise
@@ -71,7 +71,7 @@ def choose_device(wish: str) -> str:
 
 def say(what: str, text: str) -> None:
     """One line of what was chosen or found, in columns; the first of several processes speaks for all."""
-    if parallel.is_main():
+    if distributed.is_main():
         print(f"{what + ':':11} {text}", flush=True)
 
 

@@ -1,6 +1,6 @@
 """Weights from a file into a network, strictly: every name, shape and change is accounted for.
 
-`models.containers` reads the file, `models.layouts` knows whose names and matrices it holds; here they meet a network.
+`models.weight_files` reads the file, `models.layouts` knows whose names it holds; here they meet a network.
 ViTs come in many layouts. The convolutional networks have PaddleClas's names, so their files are taken as they are.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from common.atomic import atomic_write
 from common.errors import UserError
-from models import CNNConfig, Config, PairConfig, build, cnn, config_from_dict
-from models.containers import read_arrays
+from models import CNNConfig, Config, TwoNetworksConfig, build, config_from_dict, resnet
 from models.layouts import convert, state_shapes
 from models.vit import ViT, ViTConfig
+from models.weight_files import read_arrays
 
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
 
@@ -35,7 +35,7 @@ PRETRAINED_URLS = {  # file name -> official address
     "vit_tiny_patch16_224.safetensors": (
         f"{_TIMM}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
     ),
-    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS}{name}_pretrained.pdparams" for name in cnn.NETWORKS},
+    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS}{name}_pretrained.pdparams" for name in resnet.NETWORKS},
 }
 
 
@@ -143,7 +143,7 @@ def config_from_weights(weights: Weights, **options) -> Config:
     return config
 
 
-def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConfig | PairConfig:
+def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConfig | TwoNetworksConfig:
     if not weights.network:
         raise UserError(f"{weights.path}: a convolutional network that knows ImageNet's classes; it is a start for "
                         "training, --pretrained")  # fmt: skip
@@ -152,8 +152,10 @@ def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConf
     config = config_from_dict(weights.network)
     if not image_size:
         return config
-    if isinstance(config, PairConfig):
-        return PairConfig(*(dataclasses.replace(each, image_size=image_size) for each in (config.first, config.second)))
+    if isinstance(config, TwoNetworksConfig):
+        return TwoNetworksConfig(
+            *(dataclasses.replace(each, image_size=image_size) for each in (config.first, config.second))
+        )
     return dataclasses.replace(config, image_size=image_size)
 
 
@@ -228,8 +230,8 @@ def load_weights(model, weights: Weights, replace_head: bool) -> LoadReport:
 def _fit_by_name(weights: Weights, model, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
     """As `fit`, for networks whose files have their own names."""
     expected, arrays, replaced = model.state_dict(), dict(weights.arrays), []
-    if replace_head and any(arrays[n].shape != tuple(expected[n].shape) for n in cnn.HEAD if n in arrays):
-        replaced = list(cnn.HEAD)
+    if replace_head and any(arrays[n].shape != tuple(expected[n].shape) for n in resnet.HEAD if n in arrays):
+        replaced = list(resnet.HEAD)
         arrays = {name: value for name, value in arrays.items() if name not in replaced}
         expected = {name: value for name, value in expected.items() if name not in replaced}
     problems = [

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from data.csv_table import picture_folder, read_csv, visible
-from data.image_files import SUFFIXES, unreadable
+from data.folders import SUFFIXES, unreadable
 from data.zip_archive import extract_zip
 
 EXPECTED = (

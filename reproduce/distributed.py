@@ -18,7 +18,7 @@ from paddle.base import core
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from common.errors import UserError
-from data.batches import pieces
+from data.sampling import pieces
 
 _waits = itertools.count()
 _PATIENCE = 1800  # seconds, as NCCL has; on one node the launcher notices a lost process at once

@@ -1,4 +1,4 @@
-"""The layers of models/on_cpu.py beside Paddle's own."""
+"""The layers of models/fast_cpu.py beside Paddle's own."""
 
 import numpy as np
 import paddle
@@ -6,11 +6,11 @@ import pytest
 from paddle import nn
 from paddle.nn import functional as F
 
-from models import build_model, on_cpu
+from models import build_model, fast_cpu
 
 
 def plain(monkeypatch):
-    monkeypatch.setattr(on_cpu, "_ours", lambda layer, x: False)
+    monkeypatch.setattr(fast_cpu, "_ours", lambda layer, x: False)
 
 
 def numbers(*shape, seed=0, dtype="float32"):
@@ -38,7 +38,7 @@ def assert_same(found, expected, tolerance):
 @pytest.mark.parametrize("shape", [(3, 5, 24), (700, 96), (2, 24)])  # 700 rows: more than one piece
 def test_layers_equal_paddles(monkeypatch, shape, dtype, tolerance):
     width = shape[-1]
-    cases = on_cpu.Linear(width, 2 * width), on_cpu.LayerNorm(width, epsilon=1e-6), Hidden(width, 2 * width)
+    cases = fast_cpu.Linear(width, 2 * width), fast_cpu.LayerNorm(width, epsilon=1e-6), Hidden(width, 2 * width)
     for layer in cases:
         layer.to(dtype=dtype)
         for i, parameter in enumerate(layer.parameters()):
@@ -50,10 +50,10 @@ def test_layers_equal_paddles(monkeypatch, shape, dtype, tolerance):
 class Hidden(nn.Layer):
     def __init__(self, width, hidden_width, rate=0.0):
         super().__init__()
-        self.linear, self.dropout = on_cpu.Linear(width, hidden_width), on_cpu.Dropout(rate)
+        self.linear, self.dropout = fast_cpu.Linear(width, hidden_width), fast_cpu.Dropout(rate)
 
     def forward(self, x):
-        return on_cpu.hidden(self.linear, self.dropout, x)
+        return fast_cpu.hidden(self.linear, self.dropout, x)
 
 
 def test_gelu_far_from_zero_is_finite_and_exact(monkeypatch):
@@ -87,7 +87,7 @@ class Other(nn.Dropout):
     """A dropout that is not on_cpu's, with the same masks and gradients."""
 
     def forward(self, x):
-        return on_cpu._Dropout.apply(x, round(self.p * on_cpu._LEVELS))
+        return fast_cpu._Dropout.apply(x, round(self.p * fast_cpu._LEVELS))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -138,7 +138,7 @@ def test_a_whole_network_equals_the_plain_one(monkeypatch):
 
 
 def test_in_evaluation_they_are_paddles_own(monkeypatch):
-    monkeypatch.setattr(on_cpu._Linear, "apply", None)
+    monkeypatch.setattr(fast_cpu._Linear, "apply", None)
     model = build_model("ViT-digits", 10, 8)
     with pytest.raises(TypeError):
         model(numbers(2, 3, 8, 8))
@@ -149,7 +149,7 @@ def test_in_evaluation_they_are_paddles_own(monkeypatch):
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_right_share_and_the_mean(rate):
     paddle.seed(3)
-    layer, count = on_cpu.Dropout(rate), 1_000_000
+    layer, count = fast_cpu.Dropout(rate), 1_000_000
     y = layer(paddle.ones([count // 100, 100])).numpy()
     kept = y != 0
     rounded = round(rate * 2**16) / 2**16
@@ -165,7 +165,7 @@ def test_dropout_keeps_the_right_share_and_the_mean(rate):
 
 
 def test_dropout_draws_anew_each_time_and_follows_paddles_seed():
-    layer, x = on_cpu.Dropout(0.5), paddle.ones([64, 64])
+    layer, x = fast_cpu.Dropout(0.5), paddle.ones([64, 64])
     paddle.seed(7)
     first, second = layer(x).numpy(), layer(x).numpy()
     paddle.seed(7)
@@ -174,7 +174,7 @@ def test_dropout_draws_anew_each_time_and_follows_paddles_seed():
 
 
 def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
-    layer, x = on_cpu.Dropout(0.3), numbers(50, 70)
+    layer, x = fast_cpu.Dropout(0.3), numbers(50, 70)
     y = layer(x)
     (gradient,) = paddle.grad(y.sum(), [x])
     np.testing.assert_array_equal(gradient.numpy() == 0, y.numpy() == 0)
@@ -183,13 +183,13 @@ def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
 
 def test_a_rate_next_to_1_keeps_a_few():
     paddle.seed(0)
-    y = on_cpu.Dropout(0.9999999)(paddle.ones([1000, 1000])).numpy()
+    y = fast_cpu.Dropout(0.9999999)(paddle.ones([1000, 1000])).numpy()
     assert set(np.unique(y)) == {0.0, 2.0**16} and 2 < (y > 0).sum() < 40
 
 
 def test_dropout_is_off_in_evaluation_and_at_rate_0():
     x = numbers(4, 4)
-    evaluated = on_cpu.Dropout(0.5)
+    evaluated = fast_cpu.Dropout(0.5)
     evaluated.eval()
-    for layer in (evaluated, on_cpu.Dropout(0.0)):
+    for layer in (evaluated, fast_cpu.Dropout(0.0)):
         np.testing.assert_array_equal(layer(x).numpy(), x.numpy())

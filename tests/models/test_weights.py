@@ -32,7 +32,8 @@ from weight_files import (
 from common.errors import UserError
 from models import build_model, model_config
 from models.layouts import state_shapes
-from models.pretrained import (
+from models.vit import ViT, ViTConfig
+from models.weights import (
     METADATA,
     config_from_weights,
     load_weights,
@@ -41,7 +42,6 @@ from models.pretrained import (
     resize_position_embedding,
     save_weights,
 )
-from models.vit import ViT, ViTConfig
 
 DIGITS = model_config("ViT-digits", 10, 8)
 

@@ -7,7 +7,7 @@ from paddle.nn import functional as F
 
 
 @dataclass(frozen=True)
-class PairConfig:
+class TwoNetworksConfig:
     """The configurations of both; classes and image size are the same."""
 
     first: object
@@ -22,13 +22,13 @@ class PairConfig:
         return self.first.image_size
 
 
-class Pair(nn.Layer):
+class TwoNetworks(nn.Layer):
     """(B, 3, S, S) -> (B, classes): the logarithm of the mean of both networks' probabilities, one prediction.
 
     Training runs the two apart: `networks` has them by name.
     """
 
-    def __init__(self, config: PairConfig, first: nn.Layer, second: nn.Layer):
+    def __init__(self, config: TwoNetworksConfig, first: nn.Layer, second: nn.Layer):
         super().__init__()
         self.config, self.first, self.second = config, first, second
 

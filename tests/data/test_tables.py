@@ -12,7 +12,7 @@ from PIL import Image
 
 import data
 from common.errors import UserError
-from data import dataset_sizes, image_files, load_dataset, split_indices
+from data import dataset_sizes, folders, load_dataset, split_indices
 from data.augment import Augmentation
 from data.picture import read_image
 from data.split import held_out_of
@@ -400,7 +400,7 @@ def test_a_killed_worker_is_a_clear_error_and_not_the_end_of_all(tmp_path):
 
     def requests():
         yield np.arange(4), None
-        for process in list(image_files._pool(2)._processes.values()):
+        for process in list(folders._pool(2)._processes.values()):
             os.kill(process.pid, signal.SIGKILL)  # as the kernel does when memory runs out
         for _ in range(8):
             yield np.arange(4), None
