@@ -59,7 +59,7 @@ def _summed(times: int, **more) -> dict:
 # the mean (the paper's text), the sum over 8 images (the Paddle port) and over 32 (the official code)
 _SUMS = {f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)}
 
-# 102 epochs of 1,000 images, as the paper trains on 50,000. Rates and the strength of rdrop_best: logs/tuning, chosen by
+# 102 epochs of 1,000 images, as the paper trains on 50,000. Rates and the strength of rdrop_best: logs/tuning, by
 # the rule in docs/results.md.
 _102 = {"num_steps": 1600, "warmup_steps": 80, "eval_every": 200, "learning_rate": 0.02}
 _TWICE_102 = {"num_steps": 3200, "warmup_steps": 160, "eval_every": 400, "learning_rate": 0.01}
