@@ -118,9 +118,8 @@ def evaluate(
 
 
 def evaluate_each(model, *arguments, **options) -> dict[str, Evaluation]:
-    """`evaluate` of the network, and of both parts of a pair: by name, the whole under ""."""
-    networks = {"": model, **getattr(model, "networks", {})}
-    return {name: evaluate(network, *arguments, **options) for name, network in networks.items()}
+    """`evaluate` of every part of the network by name, the whole under ""."""
+    return {name: evaluate(part, *arguments, **options) for name, part in model.parts().items()}
 
 
 def _chunks(piece: slice, size: int):

@@ -88,7 +88,7 @@ def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1) 
     """Count what `recipe` takes on the network `config` and on so many images, with that many processes."""
     counts = count(config)
     views = 1 if recipe.second_model else recipe.num_views
-    shared = config.flops_before(recipe.views_split_at) if isinstance(config, ViTConfig) and views == 2 else 0
+    shared = config.flops_by_part()["patch embedding"] if isinstance(config, ViTConfig) and views == 2 else 0
     per_step = 3 * (counts.flops_per_image * views - shared) * recipe.batch_size
     share = math.ceil(recipe.batch_size / processes)
     return Plan(

@@ -20,18 +20,14 @@ def views(models, images, num_views: int = 2):
     """The two views of `images` (B, 3, S, S): a pair of logits (B, classes), the second None for one view.
 
     `models` is one network, run once on [x; x] so that each copy draws its own dropout masks, or a pair of networks
-    that each see `images` once. A network with `takes_views` makes the copies itself, after what both share.
+    that each see `images` once.
     """
     if isinstance(models, list | tuple):
         first, second = models
         return first(images), second(images)
     if num_views == 1:
         return models(images), None
-    if getattr(models, "takes_views", False):
-        logits = models(images, num_views=2)
-    else:
-        logits = models(paddle.concat([images, images]))
-    logits_a, logits_b = logits.chunk(2)
+    logits_a, logits_b = models(paddle.concat([images, images])).chunk(2)
     return logits_a, logits_b
 
 

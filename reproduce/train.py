@@ -28,13 +28,14 @@ from data import fingerprint, load_dataset
 from data.augment import Augmentation
 from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
 from models import build
-from models.weights import load_weights, read_weights, save_weights
+from models.fast_cpu import speed_up
+from models.weights import load_pretrained, load_weights, read_weights, save_weights
 from reproduce import ROOT, checkpoint, distributed
 from reproduce.cli import run_command, say
 from reproduce.evaluate import Interrupted, evaluate_each
 from reproduce.job import finish, prepare
 from reproduce.optim import learning_rate
-from reproduce.rdrop import rdrop_loss, views
+from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 from reproduce.run_log import machine, open_log
 from reproduce.stop import Stopped, StopRequest
@@ -74,15 +75,14 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                     f"below {recipe.learning_rate}")  # fmt: skip
     paddle.seed(network_seed(recipe.seed))
     model = build(recipe.network(len(data.class_names)))
-    networks = list(getattr(model, "networks", {"": model}).values())  # one, or two side by side
-    for part, pretrained in zip(networks, (recipe.pretrained, recipe.second_pretrained), strict=False):
-        part.recompute, part.views_split_at = recipe.recompute, recipe.views_split_at
-        if recipe.fused:
-            part.fuse_attention()
-        if pretrained:
-            say("weights", f"{pretrained}: {load_weights(part, read_weights(pretrained), replace_head=True)}")
-        else:
-            say("weights", "random, no pretrained file")
+    if recipe.recompute:
+        model.use_recompute()
+    if recipe.fused:
+        model.fuse_attention()
+    for line in load_pretrained(model, recipe.pretrained, recipe.second_pretrained):
+        say("weights", line)
+    if paddle.get_device() == "cpu":
+        speed_up(model)
     optimizer = make_optimizer(recipe, model)
     # fp16 gradients underflow without loss scaling; bf16 has the range of fp32
     scaler = paddle.amp.GradScaler() if recipe.precision == "fp16" else None
@@ -141,7 +141,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
                 rate = learning_rate(step, recipe.learning_rate, recipe.num_steps, recipe.warmup_steps, recipe.schedule)
                 optimizer.set_lr(rate)
                 paddle.seed(dropout_seed(recipe.seed, step, distributed.rank()))
-                parts = accumulate_gradients(recipe, networks, scaler, batches)
+                parts = accumulate_gradients(recipe, model, scaler, batches)
                 check_finite(parts["loss"], "loss", step, saved)
                 norm = apply_gradients(recipe, model, optimizer, scaler)
                 if scaler is None:  # with loss scaling such a step is skipped
@@ -224,10 +224,8 @@ def make_optimizer(recipe: Recipe, model):
     return paddle.optimizer.Momentum(recipe.learning_rate, recipe.momentum, **shared)
 
 
-def accumulate_gradients(recipe: Recipe, networks: list, scaler, batches) -> dict:
+def accumulate_gradients(recipe: Recipe, model, scaler, batches) -> dict:
     """Forward and backward of the micro-batches of one update; returns the loss and its parts as floats.
-
-    `networks`: one, whose dropout makes the views, or two, which are the views.
 
     Gradients add up to those of the whole batch, whatever the micro-batches and processes: each counts by its share
     of images. The processes exchange them once.
@@ -237,14 +235,13 @@ def accumulate_gradients(recipe: Recipe, networks: list, scaler, batches) -> dic
         images, labels = next(batches)  # (n, 3, S, S), (n,)
         share = len(labels) / recipe.batch_size
         with paddle.amp.auto_cast(recipe.precision != "fp32", dtype=AMP_DTYPES[recipe.precision]):
-            models = networks if len(networks) > 1 else networks[0]
-            logits_a, logits_b = views(models, images, recipe.num_views)  # (n, classes) each
+            logits_a, logits_b = model.views(images) if recipe.num_views == 2 else (model(images), None)
         found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
         loss = found.loss * share * distributed.size()  # the exchange averages over the processes
         (scaler.scale(loss) if scaler else loss).backward()
         for name, value in found._asdict().items():
             parts[name] += float(value) * share
-    distributed.average_gradients(parameter for network in networks for parameter in network.parameters())
+    distributed.average_gradients(model.parameters())
     return dict(zip(parts, map(float, distributed.sum_over_ranks(list(parts.values()))), strict=True))
 
 
