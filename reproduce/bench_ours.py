@@ -8,6 +8,7 @@ import paddle
 from data.in_memory import InMemory
 from data.sampling import dropout_seed, network_seed
 from models import build
+from models.fast_cpu import speed_up
 from reproduce.evaluate import evaluate
 from reproduce.recipes import RECIPES
 from reproduce.train import accumulate_gradients, apply_gradients, augmentation, make_optimizer, requests
@@ -23,15 +24,14 @@ class Step:
         self.batch, self.steps, self.done = (paddle.to_tensor(images), paddle.to_tensor(labels)), steps, 0
         paddle.seed(network_seed(self.recipe.seed))
         self.model = build(self.recipe.network(classes))
-        self.model.views_split_at = self.recipe.views_split_at  # as train() does
-        self.model.train()
+        speed_up(self.model).train()  # as train() does
         self.optimizer = make_optimizer(self.recipe, self.model)
 
     def __call__(self) -> dict:
         for _ in range(self.steps):
             self.done += 1
             paddle.seed(dropout_seed(self.recipe.seed, self.done, 0))
-            parts = accumulate_gradients(self.recipe, [self.model], None, iter([self.batch]))
+            parts = accumulate_gradients(self.recipe, self.model, None, iter([self.batch]))
             apply_gradients(self.recipe, self.model, self.optimizer, None)
         return {"loss": parts["loss"]}
 
