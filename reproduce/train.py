@@ -127,7 +127,7 @@ def train(recipe: Recipe, run: str, out: Path = ROOT) -> dict:
     # 3. The updates.
     began, earlier_seconds = time.perf_counter(), progress.seconds
     first = progress.step + progress.evaluated  # a step that was stopped before its evaluation is taken up there
-    images = data.train.on_device() if recipe.resident else data.train
+    images = data.train
     batches = images.stream(
         requests(recipe, len(data.train), progress.step + 1), recipe.image_size, augmentation(recipe), recipe.workers,
         recipe.scale,
