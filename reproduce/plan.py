@@ -244,7 +244,7 @@ def hours(plan: Plan, recipe: Recipe, gpu: Gpu) -> str:
 
 def on_cpu(plan: Plan) -> tuple[float, str]:
     """Seconds that the matrix products alone take on this CPU, and a sentence about them."""
-    speed = _measured_flops_per_second()
+    speed = measured_flops_per_second()
     training, evaluation = plan.flops_training / speed, plan.flops_evaluation / speed
     text = f"at least {duration(training)} of training and {duration(evaluation)} of evaluation on this CPU"
     return training + evaluation, f"{text} (matrix products at the measured {speed / 1e9:.0f} GFLOP/s)"
@@ -258,7 +258,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _measured_flops_per_second() -> float:
+def measured_flops_per_second() -> float:
     """Speed of a float32 matrix product here, best of three, in operations a second."""
     a = paddle.to_tensor(np.random.default_rng(0).random((1024, 1024), np.float32))
     seconds = []
