@@ -5,7 +5,7 @@
 
 Several processes may have written one file, each its own share of the test set; then only the mean over the processes
 is an accuracy on the whole of it. How many images a value was counted on follows from the values: all are multiples of
-1/N. The schedule is read where the learning rate is logged. A claim is judged by the logs of the repository that made it.
+1/N. The schedule is read where the learning rate is logged. A claim is judged by the logs of its own repository.
 """
 
 import hashlib
@@ -197,7 +197,7 @@ def _accuracy(log: Log, options: Options) -> pd.DataFrame:
 
 
 def _keep_pace(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two files are of one run: the same steps at the same times, as processes that wait for each other have."""
+    """Whether two files are of one run: the same steps at the same times, as of processes that wait for each other."""
     times, others = (table.groupby("step")["time"].mean() for table in (one, other))
     return times.index.equals(others.index) and bool((times - others).abs().max() <= _SLACK)
 

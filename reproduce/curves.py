@@ -1,4 +1,4 @@
-"""A run's picture: loss and its parts, accuracy, learning rate over the updates. All the drawing that training needs."""
+"""A run's picture: loss and its parts, accuracy, learning rate. All the drawing that training needs."""
 
 from pathlib import Path
 

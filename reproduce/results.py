@@ -72,7 +72,7 @@ STUDIES = {
         ONE_VIEW
         | {"baseline_128": "one view, batches of 128"}
         | TWO_VIEWS
-        | {"rdrop_0.3": "R-Drop 0.3", "rdrop_best": "R-Drop, tuned strength"},
+        | {"rdrop_0.3": "R-Drop 0.3", "rdrop_best": "R-Drop 0.1 (tuned)"},
         "rdrop_0.3",
         "last",
     ),
