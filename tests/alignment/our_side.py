@@ -14,10 +14,11 @@ import paddle
 import models
 import reproduce.train as product
 from data import load_dataset
-from models.weights import load_weights, model_from_file
+from models.fast_cpu import speed_up
+from models.weights import load_pretrained, model_from_file
 from reproduce import ROOT
 from reproduce.evaluate import evaluate
-from reproduce.rdrop import rdrop_loss, views
+from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 
 from .masks import Masks, replay_in_paddle
@@ -84,14 +85,14 @@ def default_dtype(dtype: str):
 def load(path, dtype: str, masks: Masks):
     """The network of the weight file, training, with replayed masks."""
     model, _, _ = model_from_file(path, heads=NETWORK["heads"], dropout=DROPOUT)
-    replay_in_paddle(model, masks).to(dtype=dtype)
+    speed_up(replay_in_paddle(model, masks)).to(dtype=dtype)  # as `train` does on a CPU
     model.train()
     return model
 
 
 def two_views(model, pixels):
     """Logits of both views."""
-    return views(model, paddle.to_tensor(pixels))
+    return model.views(paddle.to_tensor(pixels))
 
 
 def loss(logits_1, logits_2, labels, form: str):
@@ -161,10 +162,10 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         with default_dtype("float32"):  # as the weight file
             return replay_in_paddle(models.build(config), masks)
 
-    def load_weights_cast(model, *arguments, **options):
-        report = load_weights(model, *arguments, **options)
+    def load_pretrained_cast(model, *files):
+        lines = load_pretrained(model, *files)
         model.to(dtype=dtype)
-        return report
+        return lines
 
     def accumulate_observed(*arguments):
         parts = accumulate(*arguments)
@@ -185,7 +186,7 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
             product,
             load_dataset=load_dataset_observed,
             build=build_replaying,
-            load_weights=load_weights_cast,
+            load_pretrained=load_pretrained_cast,
             accumulate_gradients=accumulate_observed,
             apply_gradients=apply_observed,
         ),

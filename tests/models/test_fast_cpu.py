@@ -1,4 +1,7 @@
-"""The layers of models/fast_cpu.py beside Paddle's own."""
+"""The layers of models/fast_cpu.py beside Paddle's own: `plain` networks and layers beside those of `speed_up`."""
+
+import copy
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -7,10 +10,20 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from models import build_model, fast_cpu
+from models.fast_cpu import FastDropout, FastMlp, speed_up
+from models.vit import Mlp
 
 
-def plain(monkeypatch):
-    monkeypatch.setattr(fast_cpu, "_ours", lambda layer, x: False)
+def fast(layer):
+    """A copy of the layer as `speed_up` makes it."""
+    layer = copy.deepcopy(layer)
+    for each in layer.sublayers(include_self=True):
+        each.__class__ = fast_cpu._FAST.get(type(each), type(each))
+    return layer
+
+
+def mlp(width, hidden_width, rate=0.0):
+    return Mlp(SimpleNamespace(width=width, mlp_width=hidden_width, dropout=rate))
 
 
 def numbers(*shape, seed=0, dtype="float32"):
@@ -19,13 +32,12 @@ def numbers(*shape, seed=0, dtype="float32"):
     return tensor
 
 
-def both(monkeypatch, layer, x, parameters):
+def both(layer, x):
     """(output, gradients) of x and of the parameters, once as the project computes them and once as Paddle does."""
-    for _ in range(2):
-        y = layer(x)
+    for each in (fast(layer), layer):
+        y = each(x)
         weights = paddle.to_tensor(np.random.default_rng(1).normal(size=y.shape).astype(str(y.numpy().dtype)))
-        yield [y.numpy()] + [g.numpy() for g in paddle.grad((y * weights).sum(), [x, *parameters])]
-        plain(monkeypatch)
+        yield [y.numpy()] + [g.numpy() for g in paddle.grad((y * weights).sum(), [x, *each.parameters()])]
 
 
 def assert_same(found, expected, tolerance):
@@ -36,39 +48,28 @@ def assert_same(found, expected, tolerance):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])
 @pytest.mark.parametrize("shape", [(3, 5, 24), (700, 96), (2, 24)])  # 700 rows: more than one piece
-def test_layers_equal_paddles(monkeypatch, shape, dtype, tolerance):
+def test_layers_equal_paddles(shape, dtype, tolerance):
     width = shape[-1]
-    cases = fast_cpu.Linear(width, 2 * width), fast_cpu.LayerNorm(width, epsilon=1e-6), Hidden(width, 2 * width)
-    for layer in cases:
+    for layer in (nn.Linear(width, 2 * width), nn.LayerNorm(width, epsilon=1e-6), mlp(width, 2 * width)):
         layer.to(dtype=dtype)
         for i, parameter in enumerate(layer.parameters()):
             parameter.set_value(numbers(*parameter.shape, seed=i + 5, dtype=dtype))
-        with monkeypatch.context() as patch:
-            assert_same(*both(patch, layer, numbers(*shape, dtype=dtype), layer.parameters()), tolerance)
+        assert type(fast(layer)) is not type(layer)
+        assert_same(*both(layer, numbers(*shape, dtype=dtype)), tolerance)
 
 
-class Hidden(nn.Layer):
-    def __init__(self, width, hidden_width, rate=0.0):
-        super().__init__()
-        self.linear, self.dropout = fast_cpu.Linear(width, hidden_width), fast_cpu.Dropout(rate)
-
-    def forward(self, x):
-        return fast_cpu.hidden(self.linear, self.dropout, x)
-
-
-def test_gelu_far_from_zero_is_finite_and_exact(monkeypatch):
-    layer = Hidden(6, 6)
-    layer.linear.weight.set_value(paddle.eye(6))
+def test_gelu_far_from_zero_is_finite_and_exact():
+    layer = mlp(6, 6)
+    for linear in (layer.fc1, layer.fc2):
+        linear.weight.set_value(paddle.eye(6))
     x = paddle.to_tensor([[-100.0, -12.0, -0.0, 0.0, 12.0, 100.0]], stop_gradient=False)
-    assert_same(*both(monkeypatch, layer, x, layer.parameters()), 1e-7)
+    assert_same(*both(layer, x), 1e-7)
 
 
 @pytest.mark.parametrize("frozen", ["fc1.weight", "fc2.bias", "norm1", "patch_embed", "blocks.0"])
 def test_weights_may_be_frozen(frozen):
     """The others get the gradients that they get when nothing is frozen."""
-    model = build_model("ViT-digits", 10, 8)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.set_value(parameter + 0.1 * numbers(*parameter.shape, seed=i))
+    model = speed_up(random_model())
     found = []
     for freeze in (False, True):
         for name, parameter in model.named_parameters():
@@ -83,8 +84,15 @@ def test_weights_may_be_frozen(frozen):
         np.testing.assert_array_equal(gradient, whole[name])
 
 
+def random_model(**options):
+    model = build_model("ViT-digits", 10, 8, **options)
+    for i, parameter in enumerate(model.parameters()):
+        parameter.set_value(parameter + 0.1 * numbers(*parameter.shape, seed=i))
+    return model
+
+
 class Other(nn.Dropout):
-    """A dropout that is not on_cpu's, with the same masks and gradients."""
+    """A dropout that is none of fast_cpu's, with the same masks and gradients."""
 
     def forward(self, x):
         return fast_cpu._Dropout.apply(x, round(self.p * fast_cpu._LEVELS))
@@ -93,63 +101,87 @@ class Other(nn.Dropout):
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout_within_the_hidden_layer_is_dropout_after_it(rate):
     """The same masks, and the same outputs and gradients to the bit."""
-    layer, x, results = Hidden(24, 96, rate), numbers(700, 24), []
-    for dropout in (layer.dropout, Other(rate)):
-        layer.dropout = dropout
+    layer, x, results = fast(mlp(24, 96, rate)), numbers(700, 24), []
+    parameters = layer.fc1.parameters()
+    for dropout in (layer.dropout1, Other(rate)):
+        layer.dropout1 = dropout
         paddle.seed(3)
-        y = layer(x)
-        results.append([y.numpy(), *(g.numpy() for g in paddle.grad((y**3).sum(), [x, *layer.parameters()]))])
+        y = layer.hidden(x)
+        results.append([y.numpy(), *(g.numpy() for g in paddle.grad((y**3).sum(), [x, *parameters]))])
     assert 0.9 < (results[0][0] == 0).mean() / rate < 1.1
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_hooks_of_the_hidden_layer_are_called():
-    layer, x, seen = Hidden(24, 96, 0.5), numbers(10, 24), []
+    layer, x, seen = fast(mlp(24, 96, 0.5)), numbers(10, 24), []
     paddle.seed(3)
-    expected = layer(x).numpy()
-    layer.linear.register_forward_post_hook(lambda _, inputs, output: seen.append(output.shape))
-    layer.dropout.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    expected = layer.hidden(x).numpy()
+    layer.fc1.register_forward_post_hook(lambda _, inputs, output: seen.append(output.shape))
+    layer.dropout1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     paddle.seed(3)
-    np.testing.assert_allclose(layer(x).numpy(), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(layer.hidden(x).numpy(), expected, rtol=0, atol=1e-6)
     assert seen == [[10, 96], [10, 96]]
 
 
 def test_the_hidden_layer_drops_nothing_where_its_dropout_is_off():
-    layer, x = Hidden(24, 96, 0.5), numbers(10, 24)
-    layer.dropout.eval()
-    assert not (layer(x).numpy() == 0).any()
+    layer, x = fast(mlp(24, 96, 0.5)), numbers(10, 24)
+    layer.dropout1.eval()
+    assert not (layer.hidden(x).numpy() == 0).any()
 
 
-def test_a_whole_network_equals_the_plain_one(monkeypatch):
+def test_a_whole_network_equals_the_plain_one():
     """Loss and every gradient, without dropout; the bias of the keys has the gradient 0 but for rounding."""
-    model = build_model("ViT-digits", 10, 8, dropout=0.0)
-    for i, parameter in enumerate(model.parameters()):
-        parameter.set_value(parameter + 0.1 * numbers(*parameter.shape, seed=i))
+    model = random_model(dropout=0.0)
     images, labels = numbers(16, 3, 8, 8).detach(), paddle.arange(16) % 10
-    results = []
+    names, results = list(model.state_dict()), []
     for _ in range(2):
         loss = F.cross_entropy(model(images), labels)
         loss.backward()
         results.append([loss.numpy(), *(p.grad.numpy() for p in model.parameters())])
         model.clear_gradients()
-        plain(monkeypatch)
-    assert_same(*results, 1e-6)
+        assert speed_up(model) is model and list(model.state_dict()) == names
+    assert isinstance(model.blocks[0].mlp, FastMlp) and isinstance(model.pos_dropout, FastDropout)
+    assert_same(results[1], results[0], 1e-6)
 
 
 def test_in_evaluation_they_are_paddles_own(monkeypatch):
-    monkeypatch.setattr(fast_cpu._Linear, "apply", None)
-    model = build_model("ViT-digits", 10, 8)
-    with pytest.raises(TypeError):
-        model(numbers(2, 3, 8, 8))
+    model = random_model()
     model.eval()
-    model(numbers(2, 3, 8, 8))
+    images = numbers(2, 3, 8, 8)
+    expected = model(images).numpy()
+    speed_up(model)
+    monkeypatch.setattr(fast_cpu._Linear, "apply", None)
+    np.testing.assert_array_equal(model(images).numpy(), expected)
+    model.train()
+    with pytest.raises(TypeError):
+        model(images)
+
+
+def test_both_of_two_networks_become_fast_and_convolutional_ones_stay():
+    model = speed_up(build_model("ViT-digits", 10, 8, second="SE_ResNet50_vd"))
+    assert isinstance(model.first.blocks[3].mlp.dropout2, FastDropout)
+    assert type(model.second.out) is nn.Linear and type(model.second.dropout) is nn.Dropout
+
+
+def test_the_masks_under_recompute_are_the_same_again():
+    model = speed_up(random_model(dropout=0.3))
+    images, found = numbers(5, 3, 8, 8).detach(), []
+    for again in (False, True):
+        if again:
+            model.use_recompute()
+        paddle.seed(1)
+        (model(images) ** 2).mean().backward()
+        found.append([p.grad.numpy() for p in model.parameters()])
+        model.clear_gradients()
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_right_share_and_the_mean(rate):
     paddle.seed(3)
-    layer, count = fast_cpu.Dropout(rate), 1_000_000
+    layer, count = FastDropout(rate), 1_000_000
     y = layer(paddle.ones([count // 100, 100])).numpy()
     kept = y != 0
     rounded = round(rate * 2**16) / 2**16
@@ -165,7 +197,7 @@ def test_dropout_keeps_the_right_share_and_the_mean(rate):
 
 
 def test_dropout_draws_anew_each_time_and_follows_paddles_seed():
-    layer, x = fast_cpu.Dropout(0.5), paddle.ones([64, 64])
+    layer, x = FastDropout(0.5), paddle.ones([64, 64])
     paddle.seed(7)
     first, second = layer(x).numpy(), layer(x).numpy()
     paddle.seed(7)
@@ -174,7 +206,7 @@ def test_dropout_draws_anew_each_time_and_follows_paddles_seed():
 
 
 def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
-    layer, x = fast_cpu.Dropout(0.3), numbers(50, 70)
+    layer, x = FastDropout(0.3), numbers(50, 70)
     y = layer(x)
     (gradient,) = paddle.grad(y.sum(), [x])
     np.testing.assert_array_equal(gradient.numpy() == 0, y.numpy() == 0)
@@ -183,13 +215,13 @@ def test_the_gradient_of_dropout_has_the_mask_of_its_forward_pass():
 
 def test_a_rate_next_to_1_keeps_a_few():
     paddle.seed(0)
-    y = fast_cpu.Dropout(0.9999999)(paddle.ones([1000, 1000])).numpy()
+    y = FastDropout(0.9999999)(paddle.ones([1000, 1000])).numpy()
     assert set(np.unique(y)) == {0.0, 2.0**16} and 2 < (y > 0).sum() < 40
 
 
 def test_dropout_is_off_in_evaluation_and_at_rate_0():
     x = numbers(4, 4)
-    evaluated = fast_cpu.Dropout(0.5)
+    evaluated = FastDropout(0.5)
     evaluated.eval()
-    for layer in (evaluated, fast_cpu.Dropout(0.0)):
+    for layer in (evaluated, FastDropout(0.0)):
         np.testing.assert_array_equal(layer(x).numpy(), x.numpy())

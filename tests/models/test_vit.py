@@ -1,9 +1,10 @@
 import numpy as np
 import paddle
 import pytest
+from paddle.nn import functional as F
 
 from common.errors import UserError
-from models import MODELS, build_model, model_config
+from models import MODELS, build_model, count_parameters, model_config
 
 PARAMETERS = {  # 224 px, 1000 classes; ViT-B_16 and ViT-L_16 as in google-research/vision_transformer's tests
     "ViT-Ti_16": 5_717_416,
@@ -16,23 +17,19 @@ PARAMETERS = {  # 224 px, 1000 classes; ViT-B_16 and ViT-L_16 as in google-resea
 }
 
 
-def count(model):
-    return sum(parameter.size for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("name", ["ViT-Ti_16", "ViT-S_16", "ViT-B_16", "ViT-B_32"])
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts(name):
-    assert count(build_model(name, 1000, 224)) == PARAMETERS[name]
+    assert count_parameters(model_config(name, 1000, 224)) == PARAMETERS[name]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-L_16", "ViT-L_32", "ViT-H_14"])
-def test_parameter_counts_of_the_large_ones(name):
-    assert count(build_model(name, 1000, 224)) == PARAMETERS[name]
+def test_a_real_network_has_as_many_parameters_as_are_counted():
+    for second in ("", "ViT-digits"):
+        model = build_model("ViT-Ti_16", 100, 32, second=second)
+        assert sum(p.size for p in model.parameters()) == count_parameters(model.config)
 
 
 def test_headline_parameter_count():
-    assert count(build_model("ViT-B_16", 100, 384)) == 86_167_396
+    assert count_parameters(model_config("ViT-B_16", 100, 384)) == 86_167_396
 
 
 def test_a_fresh_network_predicts_the_uniform_distribution():
@@ -103,50 +100,63 @@ def test_unknown_names_and_sizes():
         model_config("ViT-B_16", 10, 225)
 
 
-def test_views_that_share_blocks_are_equal_up_to_there_and_part_after_it():
-    """One mask before block k: without dropout from there on both views are the same, with it they differ."""
-    paddle.seed(0)
-    model = build_model("ViT-digits", 10, 8, dropout=0.5)
-    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
-    images = paddle.randn([5, 3, 8, 8])
-    model.views_split_at = 2
-    first, second = model(images, num_views=2).chunk(2)
-    assert len(first) == 5 and not np.allclose(first.numpy(), second.numpy())
-    for block in model.blocks[2:]:
-        block.eval()
-    first, second = model(images, num_views=2).chunk(2)
-    np.testing.assert_array_equal(first.numpy(), second.numpy())
-    model.views_split_at = 1
-    for block in model.blocks[1:]:
-        block.eval()
-    model.blocks[1].train()
-    first, second = model(images, num_views=2).chunk(2)
-    assert not np.allclose(first.numpy(), second.numpy())
-
-
 def test_views_equal_two_passes_without_dropout():
-    """Outputs and gradients, whatever the views share."""
+    """Outputs and gradients."""
     model = build_model("ViT-digits", 10, 8, dropout=0.0)
     model.head.weight.set_value(paddle.randn(model.head.weight.shape))
     images = paddle.randn([5, 3, 8, 8])
     found = []
-    for split_at in (None, 0, 2):
-        if split_at is None:
-            logits = paddle.concat([model(images), model(images)])
-        else:
-            model.views_split_at = split_at
-            logits = model(images, num_views=2)
+    for two_views in (model.views, lambda x: (model(x), model(x))):
+        logits = paddle.concat(two_views(images))
         (logits**2).mean().backward()
         found.append([logits.numpy(), *(p.grad.numpy() for p in model.parameters())])
         model.clear_gradients()
-    for ours in found[1:]:
-        for a, b in zip(ours, found[0], strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1, np.abs(b).max()))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
 
 
 def test_views_have_masks_of_their_own_from_the_first_dropout_on():
     model = build_model("ViT-digits", 10, 8, dropout=0.5)
     model.head.weight.set_value(paddle.randn(model.head.weight.shape))
     model.blocks.eval()  # the dropout after the position embedding alone
-    first, second = model(paddle.randn([5, 3, 8, 8]), num_views=2).chunk(2)
-    assert not np.allclose(first.numpy(), second.numpy())
+    first, second = model.views(paddle.randn([5, 3, 8, 8]))
+    assert first.shape == [5, 10] and not np.allclose(first.numpy(), second.numpy())
+
+
+def test_views_of_two_networks_are_one_of_each():
+    model = build_model("ViT-digits", 10, 8, second="ViT-digits", dropout=0.0)
+    for network in (model.first, model.second):
+        network.head.weight.set_value(paddle.randn(network.head.weight.shape))
+    images = paddle.randn([5, 3, 8, 8])
+    first, second = model.views(images)
+    np.testing.assert_array_equal(first.numpy(), model.parts()["first"](images).numpy())
+    np.testing.assert_array_equal(second.numpy(), model.parts()["second"](images).numpy())
+    assert list(model.parts()) == ["", "first", "second"] and model.parts()[""] is model
+    mean = (F.softmax(first, axis=-1) + F.softmax(second, axis=-1)) / 2
+    np.testing.assert_allclose(model(images).numpy(), mean.log().numpy(), atol=1e-6)
+
+
+def test_recompute_keeps_the_masks_and_the_gradients():
+    model = build_model("ViT-digits", 10, 8, dropout=0.3)
+    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
+    images, found = paddle.randn([5, 3, 8, 8]), []
+    for again in (False, True):
+        if again:
+            model.use_recompute()
+        paddle.seed(1)
+        logits = model(images)
+        (logits**2).mean().backward()
+        found.append([logits.numpy(), *(p.grad.numpy() for p in model.parameters())])
+        model.clear_gradients()
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fused_attention_gives_the_same_logits():
+    model = build_model("ViT-digits", 10, 8, dropout=0.0)
+    model.head.weight.set_value(paddle.randn(model.head.weight.shape))
+    images = paddle.randn([5, 3, 8, 8])
+    expected = model(images).numpy()
+    model.fuse_attention()
+    assert all(block.attn.fused for block in model.blocks)
+    np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-5)
