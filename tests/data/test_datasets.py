@@ -1,3 +1,5 @@
+import dataclasses
+import hashlib
 import pickle
 import tarfile
 
@@ -99,9 +101,6 @@ def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
         tar.add(folder, "cifar-10-batches-py")
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: its md5 is"):  # it is not the official archive
         load_dataset("cifar10", str(archive.parent))
-    import dataclasses
-    import hashlib
-
     own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
     one, two = load_dataset("cifar10", str(archive.parent)), load_dataset("cifar10", str(folder))
@@ -118,6 +117,82 @@ def test_cifar_data_that_cannot_be_used(tmp_path):
     (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half a download")
     with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz: its md5 is"):
         load_dataset("cifar100", str(tmp_path))
+
+
+def test_an_archive_may_be_named_itself(tmp_path, monkeypatch):
+    folder = fake_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+    archive = tmp_path / "mine.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "cifar-10-batches-py")
+    with pytest.raises(
+        UserError, match=r"mine\.tar\.gz: its md5 is .*; get it from https.*leave out --data_dir"
+    ) as error:
+        load_dataset("cifar10", str(archive))
+    assert "run the same command" not in str(error.value)  # with --data_dir nothing is downloaded
+    own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
+    assert len(load_dataset("cifar10", str(archive)).train) == 100
+    assert data.dataset_files("cifar10", str(archive)) == {archive: cifar._HOST + "cifar-10-python.tar.gz"}
+    with pytest.raises(UserError, match=r"holds neither cifar-10-batches-py/ nor none\.tgz; get it from"):
+        load_dataset("cifar10", str(tmp_path / "none.tgz"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", 1],
+        [b"\xff\xfe", b"b"],
+        [None, b"b"],
+        [[b"a"], b"b"],
+        7,
+        b"airplane",
+        {b"a": 1},
+        [b"a\x1b[31m", b"b"],
+        ["a\nb", "c"],
+        np.arange(3),
+    ],
+    ids=repr,
+)
+def test_odd_names_of_classes_are_refused(tmp_path, names):
+    folder = fake_cifar10(tmp_path / "cifar-10-batches-py")
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
+    with pytest.raises(UserError, match=r"batches\.meta: its label_names are no names of classes; extract"):
+        load_dataset("cifar10", str(folder))
+
+
+def test_names_of_classes_may_be_text_in_any_script(tmp_path):
+    folder = fake_cifar10(tmp_path / "cifar-10-batches-py")
+    names = ["飞机", "Vögel", *"abcdefgh"]
+    for dumped in (names, [name.encode() for name in names]):
+        (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": dumped}))
+        assert load_dataset("cifar10", str(folder)).class_names == names
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {b"data": PIXELS, b"labels": [1, [2, 3]]},
+        {b"data": PIXELS, b"labels": [1, None]},
+        {b"data": PIXELS, b"labels": [1, 2**70]},
+        {b"data": PIXELS, b"labels": "12"},
+        {b"data": PIXELS, b"labels": [0.5, 1.5]},
+        {b"data": PIXELS, b"labels": [1]},
+        {b"data": PIXELS[:0], b"labels": []},
+        {b"data": PIXELS[0], b"labels": [1, 2]},
+        {b"data": PIXELS.astype(int), b"labels": [1, 2]},
+        {b"data": [1, 2], b"labels": [1, 2]},
+        {b"data": None, b"labels": {}},
+    ],
+    ids=range(11),
+)
+def test_batches_of_odd_content_are_refused(tmp_path, batch):
+    folder = fake_cifar10(tmp_path / "cifar-10-batches-py")
+    (folder / "data_batch_2").write_bytes(pickle.dumps(batch))
+    with pytest.raises(UserError, match=r"data_batch_2: not a CIFAR batch"):
+        load_dataset("cifar10", str(folder))
 
 
 def test_a_malicious_batch_is_refused(tmp_path):
