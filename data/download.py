@@ -143,8 +143,7 @@ def _receive_all(url: str, path: Path, part: Path, verified: bool) -> bool:
         status_forcelist=(408, 429, 500, 502, 503, 504),
         respect_retry_after_header=False,
     )
-    at_start = furthest = _size(part)
-    failures = 0
+    furthest, failures = _size(part), 0
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=retry))
@@ -154,9 +153,10 @@ def _receive_all(url: str, path: Path, part: Path, verified: bool) -> bool:
             except _LOST as error:
                 if _size(part) > furthest:  # not "> 0": a server that ignores Range would be asked for ever
                     furthest, failures = _size(part), 0
+                unreachable = isinstance(error, requests.ConnectionError) and not furthest
                 reason = _reason(error)
             failures += 1
-            if failures > TRIES or furthest == at_start == 0:
+            if failures > TRIES or unreachable:
                 kept = f" ({_size(part):,} bytes are kept in {part})" if _size(part) else ""
                 raise UserError(
                     f"cannot get {url}: {reason}. Check the network, or download it by hand to {path}, and "
@@ -229,7 +229,7 @@ def _append(response, url: str, part: Path, have: int, total: int | None) -> Non
             file.flush()
             os.fsync(file.fileno())
     if total is not None and _size(part) < total:
-        raise requests.ConnectionError(f"the server hung up after {_size(part):,} of {total:,} bytes")
+        raise urllib3.exceptions.ProtocolError(f"the server hung up after {_size(part):,} of {total:,} bytes")
 
 
 def _version(response) -> str | None:

@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"}
 SUFFIXES |= {".pnm", ".avif", ".jp2"}
 MAX_MEGAPIXELS = 100  # 0.4 GB decoded, a few times that when it is transparent; the environment can say more
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; the one above is checked before a picture is decoded
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # the chunks of a PNG that its pixels depend on
 
@@ -71,7 +72,7 @@ def read_image(path) -> Image.Image:
     require_file(path)
     try:
         return _decoded(path)
-    except MemoryError:
+    except (MemoryError, UserError):
         raise  # says nothing about the file
     except Exception as reason:  # a damaged file raises nearly any exception there is
         problem = _words(reason)
@@ -92,11 +93,11 @@ def _decoded(source) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    limit = float(os.environ.get("MAX_MEGAPIXELS", MAX_MEGAPIXELS))
+    limit = _most_megapixels()
     if image.width * image.height > limit * 1e6:
         raise ValueError(
-            f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million: save it smaller, or "
-            "set MAX_MEGAPIXELS in the environment"
+            f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million: save it smaller, or set "
+            "MAX_MEGAPIXELS in the environment"
         )
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and not image.has_transparency_data:
@@ -114,6 +115,13 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _most_megapixels() -> float:
+    wished = os.environ.get("MAX_MEGAPIXELS", "")
+    if wished and not wished.isdecimal():
+        raise UserError(f"MAX_MEGAPIXELS={wished}: must be a whole number of million pixels")
+    return float(wished or MAX_MEGAPIXELS)
 
 
 def _png_without_metadata(path) -> io.BytesIO | None:
@@ -137,8 +145,6 @@ def _words(reason: Exception) -> str:
     """A reason without the path, which Pillow repeats, on one line."""
     if isinstance(reason, UnidentifiedImageError):
         return "no known image format"
-    if isinstance(reason, Image.DecompressionBombError):
-        return "more than 179 million pixels: save it smaller"
     if isinstance(reason, OSError) and reason.strerror:
         return reason.strerror
     return (str(reason)[:200] or type(reason).__name__).splitlines()[0]

@@ -1,6 +1,7 @@
 """Archives of pictures, unpacked once: whole or not at all. Owners, modes and times are not taken over."""
 
 import contextlib
+import gzip
 import hashlib
 import os
 import re
@@ -41,9 +42,9 @@ def extract_tar(archive, target) -> None:
 
     with _problems_named(archive), _appears_at(target, archive) as part:
         if part is not None:
-            with tarfile.open(archive, "r|gz") as tar:
+            with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                 tar.extractall(part, filter=inside)
-                while tar.fileobj.read(_CHUNK):  # gzip compares its checksum at the end
+                while stream.read(_CHUNK):  # gzip compares its checksum at the end
                     pass
             if not any(part.iterdir()):
                 raise tarfile.ReadError("it holds no files")

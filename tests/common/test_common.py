@@ -1,14 +1,21 @@
 import io
+import multiprocessing
 import os
 import pickle
+import struct
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 
+from common import safe_pickle
 from common.atomic import atomic_write
 from common.errors import UserError, near
+from common.lock import locked
 from common.safe_pickle import load_pickle
 
 
@@ -72,6 +79,10 @@ def reduced(name: bytes, arguments: bytes, state: bytes = b"") -> bytes:
     return b"\x80\x02c" + name + b"\n(" + arguments + b"tR" + (state + b"b" if state else b"") + b"."
 
 
+ARRAY = (
+    b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85U\x01btR"
+    b"(K\1K\2\x85cnumpy\ndtype\n(X\x02\0\0\0u1\x89\x89tR\x89U\2abtb"
+)  # two bytes
 HUGE = b"\x8a\x05\0\0\0\0\x10"  # the number 2**36
 DTYPE = b"cnumpy\ndtype\n(X\x02\0\0\0f4\x89\x89tR"
 EMPTY = b"cnumpy\nndarray\nK\0\x85U\x01b"
@@ -131,6 +142,96 @@ def test_damaged_pickles_name_the_file(content):
         load(content)
 
 
+SHORT_CALLS = {  # one text or list, remembered at place 0, is copied by each further call
+    "texts": (
+        b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\0X\6\0\0\0latin1q\1]",
+        b"c_codecs\nencode\nh\0h\1\x86Ra",
+    ),
+    "tuples": (b"](" + b"K\1" * 10**5 + b"eq\0]", b"c__builtin__\ntuple\nh\0\x85Ra"),
+    "dicts": (
+        b"](" + b"".join(b"J%sK\1\x86" % struct.pack("<i", i) for i in range(10**5)) + b"eq\0]",
+        b"ccollections\nOrderedDict\nh\0\x85Ra",
+    ),
+    "lists": (b"]", b"]a" * 5),
+    "dictionaries": (b"]", b"}a" * 5),
+}
+
+
+@pytest.mark.parametrize("case", SHORT_CALLS)
+def test_copies_of_one_object_are_counted(case, monkeypatch):
+    """Without the count these take gigabytes: 1.5 MB of such calls took 5.5 GB."""
+    monkeypatch.setattr(safe_pickle, "SMALL", 1 << 20)
+    start, call = SHORT_CALLS[case]
+    content = b"\x80\x02" + start + call * 3000 + b"."
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="refused, it builds more than 10 times its own size"):
+            load(content)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content) + 2e7
+    finally:
+        tracemalloc.stop()
+
+
+NESTED = b")q\0" + b"h\0h\0\x86q\0" * 60 + b"h\0"  # each a pair of the one before: 2**60 parts to walk over
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"}" + NESTED + b"K\1s",  # as the key of a dictionary, in every way to make one
+        b"}(" + NESTED + b"K\1u",
+        b"(" + NESTED + b"K\1d",
+        b"ccollections\nOrderedDict\n](" + NESTED + b"K\1\x86e\x85R",
+        b"\x8f(" + NESTED + b"\x90",  # in a set
+        b"(" + NESTED + b"\x91",
+        b"c" + b"numpy.core.multiarray\n_reconstruct\n(" + EMPTY + b"tR(K\1" + NESTED + DTYPE + b"\x89U\0tb",  # a shape
+        b"cnumpy\ndtype\n" + NESTED + b"\x89\x89\x87R",  # a type
+        b"c_codecs\nencode\nX\1\0\0\0a" + NESTED + b"\x86R",  # an encoding
+        NESTED + b"Q",  # a persistent id
+        b"\x80\x04" + NESTED + NESTED + b"\x93",  # a name
+        b"N" + NESTED + b"b",  # a state
+    ],
+    ids=range(12),
+)
+def test_what_takes_for_ever_to_hash_or_print_is_neither_hashed_nor_printed(content):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"some\.file: (refused|not a readable pickle)") as error:
+        load(b"\x80\x02" + content + b".")
+    assert time.monotonic() - began < 5 and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ARRAY + b"K\0K\1s.", "it adds items to a ndarray"),
+        (ARRAY + b"(K\0K\1u.", "it adds items to a ndarray"),
+        (b"]K\0K\1s.", "it adds items to a list"),
+        (b"}K\1a.", "it adds items to a dict"),
+        (b"X\1\0\0\0a(K\1e.", "it adds items to a str"),
+        (b"c__builtin__\ntuple\n" + ARRAY + b"\x85R.", "it makes a tuple of what is no list"),
+    ],
+)
+def test_items_are_added_only_where_they_belong(content, message):
+    with pytest.raises(UserError, match=f"refused, {message}"):
+        load(b"\x80\x02" + content)
+
+
+@pytest.mark.parametrize(
+    "opcode", [b"(i__builtin__\ntuple\n", b"(c__builtin__\ntuple\no", b"c__builtin__\ntuple\n)\x81", b"\x82\1"]
+)
+def test_other_ways_to_make_an_object_are_refused(opcode):
+    with pytest.raises(UserError, match="not a readable pickle"):
+        load(b"\x80\x02" + opcode + b".")
+
+
+def test_a_large_honest_pickle_is_within_the_bounds():
+    value = {"names": [f"name {i}" for i in range(100_000)], "numbers": np.arange(10**6), "labels": list(range(10**5))}
+    for protocol in range(2, 6):
+        found = load(pickle.dumps(value, protocol))
+        assert found["names"] == value["names"] and found["labels"] == value["labels"]
+        np.testing.assert_array_equal(found["numbers"], value["numbers"])
+
+
 def test_atomic_write_replaces_only_at_the_end(tmp_path):
     path = tmp_path / "new" / "file"
     with atomic_write(path) as file:
@@ -147,3 +248,62 @@ def test_atomic_write_replaces_only_at_the_end(tmp_path):
 def test_near_names_what_is_close_or_all():
     assert near("dgits", ["digits", "cifar10"]) == "did you mean digits?"
     assert near("zzz", ["digits", "cifar10"]) == "known: cifar10, digits"
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for name, problem in (("pipe", "a pipe"), ("null", "a device"), ("folder", "a folder, not a file")):
+        before = os.lstat(tmp_path / name)
+        with pytest.raises(UserError, match=problem), atomic_write(tmp_path / name) as file:
+            file.write(b"x")
+        assert os.lstat(tmp_path / name) == before
+    assert sorted(os.listdir(tmp_path)) == ["folder", "null", "pipe"]
+
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
+    path = tmp_path / "a.lock"
+    hold = (
+        f"import sys\nfrom common.lock import locked\nwith locked({str(path)!r}, print):\n print(flush=True)\n input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        told = []
+
+        def busy(text):
+            told.append(text)
+            holder.kill()
+
+        with locked(path, busy):
+            assert path.read_text().startswith(f"process {os.getpid()} on ")
+        assert told[0].startswith(f"process {holder.pid} on ") and " since 20" in told[0]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_refusal_to_wait_leaves_the_lock_to_its_holder(tmp_path):
+    path = tmp_path / "a.lock"
+
+    def refuse(holder):
+        raise UserError(holder)
+
+    with locked(path, refuse):
+        with pytest.raises(UserError, match="process"), locked(path, refuse):
+            pass
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_the_lock_lets_one_process_in_however_many_come_and_go(tmp_path):
+    def come_and_go():
+        for _ in range(50):
+            with locked(tmp_path / "a.lock", lambda holder: None):
+                os.close(os.open(tmp_path / "inside", os.O_CREAT | os.O_EXCL))  # fails if somebody else is in
+                (tmp_path / "inside").unlink()
+
+    children = [multiprocessing.get_context("fork").Process(target=come_and_go) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0] * 4 and os.listdir(tmp_path) == []

@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import struct
 import zipfile
 
 import numpy as np
@@ -368,8 +367,11 @@ def test_a_picture_of_20_000_by_20_000_is_refused_and_named(tmp_path):
     Image.new("1", (20_000, 20_000)).save(huge)  # a real one: 50 kB of PNG
     found = load(folder)
     assert any("1 of 42 pictures cannot be read" in note for note in found.notes)
-    assert any("red00.png: not a readable picture (more than 179 million pixels" in note for note in found.notes)
-    with pytest.raises(UserError, match=r"red00\.png: .*more than 179 million pixels"):
+    assert any(
+        "red00.png: not a readable picture (20,000 x 20,000 pixels, more than 100 million" in note
+        for note in found.notes
+    )
+    with pytest.raises(UserError, match=r"red00\.png: .*more than 100 million"):
         load(folder, strict=True)
 
 
@@ -444,8 +446,8 @@ def bad_tables():
         "semicolons": (edited("x.png;0", header="image;label"), "columns 'image;label'; .*separated by commas"),
         "no bytes": (raw(b""), "empty; it needs the columns"),
         "no rows": (edited(), "has a header and no rows"),
-        "surplus fields": (edited("red00.png,1,x", "red01.png,2,x"), "rows have more fields than its header"),
-        "surplus field": (edited("red00.png,1", "red01.png,2,x"), r"not a readable CSV \(Expected 2 fields in line 3"),
+        "surplus fields": (edited("red00.png,1,x", "red01.png,2,x"), "line 2 has 3 fields, the header 2; put names"),
+        "surplus field": (edited("red00.png,1", "red01.png,2,x"), "line 3 has 3 fields, the header 2"),
         "open quote": (edited('"red00.png,1', "red01.png,2"), "not a readable CSV"),
         "no text": (raw(b"image,label\n\xff\xff\xff\x80,1\n"), "not a text in UTF-8 or GBK; save it"),
         "zeros": (raw(b"image\0,label\n"), "not a text in UTF-8 or GBK; save it"),
@@ -493,10 +495,6 @@ def test_places_that_are_no_table(tmp_path, downloads):
     Image.new("RGB", (5, 5)).save(tmp_path / "beside" / "single.png")
     with pytest.raises(UserError, match="beside: holds neither a CSV nor folders of at least two classes"):
         load(tmp_path / "beside")
-    for split in ("train", "val"):
-        make_class_folders(tmp_path / "imagenet" / split)
-    with pytest.raises(UserError, match=r"train: a class folder without image files .*--dataset imagenet"):
-        load(tmp_path / "imagenet")
 
 
 def test_options_that_contradict_the_data(tmp_path):
@@ -513,75 +511,7 @@ def test_options_that_contradict_the_data(tmp_path):
         load(folder, validation_share=0.4, train_per_class=7)
 
 
-# ---- zips that are refused
-
-
-def zip_of(members, path):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
-        for member, text in members:
-            content.writestr(member, text)
-    return path
-
-
-def link(name, target):
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, 0o120777 << 16
-    return info, target
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ([("ok/a.txt", "x"), ("../evil.txt", "x")], r"member '\.\./evil\.txt' leads out of its folder"),
-        ([("a/../../evil.txt", "x")], "leads out of its folder"),
-        ([("/evil.txt", "x")], "leads out of its folder"),
-        ([("..\\evil.txt", "x")], "leads out of its folder"),
-        ([("C:\\evil.txt", "x")], "leads out of its folder"),
-        ([link("img", "/etc"), ("img/passwd", "x")], "member 'img' is neither a file nor a folder but a link"),
-        ([("a.txt", "x"), ("b", "x"), ("b/c.txt", "x")], r"cannot unpack .*a\.zip: .*nothing half-unpacked is left"),
-        ([("zeros.bmp", bytes(257 << 20))], "are no archive of pictures; it was not unpacked"),
-    ],
-)  # fmt: skip
-def test_zips_that_would_do_harm(members, message, tmp_path, downloads):
-    archive = zip_of(members, tmp_path / "a.zip")
-    with pytest.raises(UserError, match=message):
-        load(archive)
-    assert not downloads.exists() or not list(downloads.iterdir())
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.zip", "downloads"}
-
-
-def test_zips_that_are_damaged_or_lie(tmp_path, downloads):
-    archive = pack(make_class_folders(tmp_path / "set"), tmp_path / "a.zip")
-    whole = archive.read_bytes()
-    at = whole.index(b"blue/0.png") + 30  # in its compressed bytes
-    big = zip_of([("a/x.png", bytes(5000))], tmp_path / "b.zip").read_bytes()
-    size = struct.pack("<I", 5000)
-    for content, message in (
-        (b"no zip", "not a whole zip archive .*get it again"),
-        (whole[:-40], "not a whole zip archive"),
-        (whole[:at] + bytes(10) + whole[at + 10 :], "not a whole zip archive"),
-        (big.replace(size, struct.pack("<I", 50)), "not a whole zip archive .*CRC"),  # more than its entry says
-    ):
-        archive.write_bytes(content)
-        with pytest.raises(UserError, match=message):
-            load(archive)
-        assert not downloads.exists() or not list(downloads.iterdir())
-
-
-def test_zips_of_other_kinds(tmp_path, downloads):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as content:
-        content.writestr("a.txt", "x")
-    with pytest.raises(UserError, match=r"member 'a\.txt' is compressed by method 12; only Deflate and none are read"):
-        load(tmp_path / "a.zip")
-    raw = bytearray(zip_of([("a.txt", "x")], tmp_path / "b.zip").read_bytes())
-    raw[raw.index(b"PK\1\2") + 8] |= 1  # the mark of an encrypted member
-    (tmp_path / "b.zip").write_bytes(raw)
-    with pytest.raises(UserError, match=r"member 'a\.txt' is encrypted"):
-        load(tmp_path / "b.zip")
-    with pytest.warns(UserWarning, match="Duplicate"):
-        zip_of([("a.txt", "x"), ("a.txt", "y")], tmp_path / "c.zip")
-    with pytest.raises(UserError, match=r"member 'a\.txt' is there twice"):
-        load(tmp_path / "c.zip")
+# ---- zips
 
 
 def test_a_table_in_a_zip_reads_no_pictures_from_elsewhere(tmp_path, downloads):
@@ -589,16 +519,6 @@ def test_a_table_in_a_zip_reads_no_pictures_from_elsewhere(tmp_path, downloads):
     write_csv(folder, ["red00.png,1", "../../../elsewhere.png,2"])
     with pytest.raises(UserError, match=r"image \.\./\.\./\.\./elsewhere\.png leads out of .*a\.zip"):
         load(pack(folder, tmp_path / "a.zip"))
-
-
-def test_what_a_killed_run_left_is_cleared_away(tmp_path, downloads):
-    archive = pack(make_class_folders(tmp_path / "set"), tmp_path / "a.zip")
-    load(archive)
-    (folder,) = downloads.iterdir()
-    folder.rename(f"{folder}.part")
-    shutil.rmtree(tmp_path / "downloads" / f"{folder.name}.part" / "red")
-    found = load(archive)
-    assert found.class_names == ["blue", "green", "red"] and [p.name for p in downloads.iterdir()] == [folder.name]
 
 
 def test_training_can_use_the_pictures_on_the_device(photos):
