@@ -1,8 +1,10 @@
-"""Files that are whole or absent: written beside, flushed to the disk, renamed."""
+"""Files that are whole or absent: written beside, flushed to the disk, renamed; never a pipe or a device."""
 
 import os
 from contextlib import contextmanager
 from pathlib import Path
+
+from common.errors import UserError
 
 
 @contextmanager
@@ -11,8 +13,11 @@ def atomic_write(path, mode: str = "wb"):
 
     The bytes are on the disk before the rename, and the rename before this returns (fsync of the file, then of its
     folder), so a crash or a full disk leaves what was at `path` before. Missing parent folders are made.
+    Raises UserError when something else than a file is at `path`: a device or a pipe is not replaced.
     """
     path = Path(path)
+    if path.exists():
+        require_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")  # one name, so that what a kill leaves is written over
     try:
@@ -24,6 +29,18 @@ def atomic_write(path, mode: str = "wb"):
     finally:
         partial.unlink(missing_ok=True)
     flush_to_disk(path.parent)
+
+
+def require_file(path) -> None:
+    """Raise UserError unless `path` is a regular file or a link to one: opening a pipe would wait for ever."""
+    path = Path(path)
+    if not path.is_file():
+        problem = "no such file"
+        if path.is_dir():
+            problem = "a folder, not a file"
+        elif path.exists():
+            problem = "not a regular file but a pipe, a socket or a device"
+        raise UserError(f"{path}: {problem}; give the path of a file")
 
 
 def flush_to_disk(path) -> None:

@@ -1,11 +1,15 @@
 """A lock file that one process at a time holds; the lock ends with the process, however that ends."""
 
-import fcntl
+import errno
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
 
 
 @contextmanager
@@ -16,41 +20,30 @@ def locked(path, busy):
     returns, this process waits. A file system without locks is named on stderr, and the block runs without one.
     """
     path = Path(path)
-    while True:
-        with open(path, "a+") as file:
-            try:
-                if not _try_lock(file):
-                    file.seek(0)
-                    busy(file.read().strip() or "another process")
-                    fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError as error:
-                print(f"warning: {path}: this file system has no locks ({error.strerror}); make sure that nothing "
-                      "else works there", file=sys.stderr)  # fmt: skip
-            # The holder before us removed the file we waited for: a lock on it would keep nobody out.
-            if not _is_at(file, path):
-                continue
-            try:
-                file.truncate(0)
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                print(f"process {os.getpid()} on {os.uname().nodename} since {now}", file=file, flush=True)
-                yield
-            finally:
-                if _is_at(file, path):  # not when its folder was set aside meanwhile
-                    path.unlink()
-            return
-
-
-def _try_lock(file) -> bool:
+    lock = FileLock(path, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(file, path) -> bool:
-    """Whether the open `file` is the one that `path` names now; one call of stat, so nothing gets in between."""
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            busy(_holder(path))
+            lock.acquire()
+    except OSError as error:
+        if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
+            raise
+        print(f"warning: {path}: no locks here ({error.strerror}); make sure nothing else works there", file=sys.stderr)
+        yield
+        return
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        path.write_text(f"process {os.getpid()} on {os.uname().nodename} since {now}\n")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held; filelock notices that the file is gone and makes it anew
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    text = ""
+    with suppress(OSError):  # it may end just now
+        text = path.read_text().strip()
+    return text or "another process"

@@ -1,16 +1,25 @@
 """Read pickles from outside (CIFAR batches, weight files) as data, never as programs.
 
-An ordinary unpickler calls whatever the file names. This one knows the few constructors that arrays of numbers and
-containers need, each replaced by a function of this module, and refuses every other name before it is called. No
-array takes more memory than the bytes that the file holds for it.
+An ordinary unpickler calls whatever the file names. This one knows the few opcodes and constructors that arrays of
+numbers and containers need, and refuses every other. What it builds is counted: it takes no more than MOST_GROWTH
+times the bytes of the file, and nothing from the file is hashed or printed that could take for ever.
 """
 
+import os
 import pickle
 import re
+import sys
 
 import numpy as np
 
 from common.errors import UserError
+
+MOST_GROWTH = 10  # bytes of all objects that are built, as a multiple of the file's own
+SMALL = 1 << 26  # bytes that may be built however small the file is
+_CONTAINER = 100  # bytes that a list, tuple or dict is counted with; a few opcodes of one byte make one
+_REFERENCE = 16  # bytes that an item of a list is counted with
+_KEYS = (str, bytes, int, float, type(None))  # a nested tuple takes exponential time to hash
+_LARGE = 1 << 16  # bytes; a longer read is compared with what the file still has before memory is reserved
 
 
 class Refused(Exception):
@@ -23,7 +32,7 @@ class _DType:
     def __init__(self, code, align=False, copy=False):
         code = _text(code)
         if not re.fullmatch(r"[biufc]\d{1,2}", code):
-            raise Refused(f"it holds an array of {code!r}, which is no type of numbers")
+            raise Refused(f"it holds an array of {code[:20]!r}, which is no type of numbers")
         self.code, self.order = code, "="
 
     def numpy(self) -> np.dtype:
@@ -32,14 +41,34 @@ class _DType:
 
 def _text(value) -> str:
     """A string of a pickle. One that Python 2 wrote, as the official CIFAR archives are, comes as bytes."""
-    return value.decode("latin1") if isinstance(value, bytes) else value
+    text = value.decode("latin1") if isinstance(value, bytes) else value
+    if not isinstance(text, str):
+        raise ValueError("a text was expected")
+    return text
 
 
 def _encode(text, encoding):
     """How protocol 2 writes bytes."""
     if encoding != "latin1":
-        raise Refused(f"it asks for the encoding {encoding!r}")
-    return text.encode("latin1")
+        raise Refused("it asks for the encoding of a text that is not latin1")
+    return _text(text).encode("latin1")
+
+
+def _tuple(items=()):
+    if not isinstance(items, (list, tuple)):
+        raise Refused("it makes a tuple of what is no list")
+    return tuple(items)
+
+
+def _dict(items=()):
+    return dict(_with_plain_keys(items))
+
+
+def _with_plain_keys(items):
+    for key, value in items:
+        if not isinstance(key, _KEYS):
+            raise Refused("it has a dictionary whose keys are not plain texts or numbers")
+        yield key, value
 
 
 def _scalar(dtype, data):
@@ -53,14 +82,20 @@ def _empty_array(kind, shape, code):
 
 def _array_of_bytes(data, dtype, shape, order):
     """NumPy's `_frombuffer` (protocol 5)."""
-    return np.frombuffer(bytes(memoryview(data)), dtype.numpy()).reshape(shape, order=order)
+    return np.frombuffer(bytes(memoryview(data)), dtype.numpy()).reshape(_shape(shape), order=order)
+
+
+def _shape(shape) -> tuple[int, ...]:
+    if not (isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)):
+        raise ValueError("an array of an impossible shape")
+    return shape
 
 
 # NumPy 1 and 2 write the same functions under two module names.
 _ALLOWED = {
-    ("collections", "OrderedDict"): dict,
-    ("builtins", "tuple"): tuple,  # paddle.save writes a bare tensor as tuple((name, array))
-    ("__builtin__", "tuple"): tuple,
+    ("collections", "OrderedDict"): _dict,
+    ("builtins", "tuple"): _tuple,  # paddle.save writes a bare tensor as tuple((name, array))
+    ("__builtin__", "tuple"): _tuple,
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _reconstruct, nothing to call
     ("numpy", "dtype"): _DType,
@@ -72,36 +107,133 @@ _ALLOWED = {
     ("numpy._core.numeric", "_frombuffer"): _array_of_bytes,
 }
 
+# Opcodes that the parent's own methods handle: numbers, texts, the stack, the memo, names and protocol marks.
+_PLAIN = b"\x80\x95.(012N\x88\x89IJKMLX\x8a\x8bFGSTUV\x8c\x8dBC\x8eghjpqr\x94c\x93PQ"
+_CONTAINERS = b"]})lt\x85\x86\x87"
+_PARENT = pickle._Unpickler.dispatch
+
+
+def _counted(load):
+    """`load` of the parent for an opcode that makes a list, a tuple or a dict."""
+
+    def counted(self):
+        self.spend(_CONTAINER)
+        load(self)
+
+    return counted
+
 
 class _SafeUnpickler(pickle._Unpickler):
     """The unpickler written in Python: the one in C reserves as much memory as a file's memo index tells it to."""
 
     def __init__(self, file, allowed, persistent_load, **options):
-        super().__init__(file, **options)
+        super().__init__(_Bounded(file), **options)
         self.allowed = {**_ALLOWED, **allowed}
+        self.budget = SMALL + MOST_GROWTH * _bytes_left(file)
         if persistent_load is not None:
             self.persistent_load = persistent_load
+
+    def spend(self, count: int) -> None:
+        self.budget -= count
+        if self.budget < 0:
+            raise Refused(f"it builds more than {MOST_GROWTH} times its own size in memory")
 
     def find_class(self, module, name):
         try:
             return self.allowed[module, name]
         except KeyError:
-            raise Refused(f"it asks for {module}.{name}, which is code and not data") from None
+            raise Refused(f"it asks for {module[:60]}.{name[:60]}, which is code and not data") from None
+
+    def load_append(self):
+        self.load_items([self.stack.pop()], list)
+
+    def load_appends(self):
+        self.load_items(self.pop_mark(), list)
+
+    def load_setitem(self):
+        value, key = self.stack.pop(), self.stack.pop()
+        self.load_items([key, value], dict)
+
+    def load_setitems(self):
+        self.load_items(self.pop_mark(), dict)
+
+    def load_dict(self):
+        items = self.pop_mark()
+        self.stack.append({})
+        self.load_items(items, dict)
+
+    def load_items(self, items: list, kind: type) -> None:
+        """Add `items` to the object on top of the stack, which has to be a list, or a dict (keys and values)."""
+        target = self.stack[-1]
+        if type(target) is not kind:
+            raise Refused(f"it adds items to a {type(target).__name__}")
+        self.spend((_REFERENCE if kind is list else _CONTAINER) * len(items))
+        if kind is list:
+            target.extend(items)
+        else:
+            target.update(_with_plain_keys(zip(items[::2], items[1::2], strict=True)))
+
+    def load_bytearray(self):
+        count = int.from_bytes(self.read(8), "little")
+        self.spend(2 * count)
+        self.stack.append(bytearray(self.read(count)))
+
+    def load_reduce(self):
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if not (callable(function) and isinstance(arguments, tuple)):
+            raise Refused("it calls what is no function")
+        self.stack[-1] = value = function(*arguments)
+        self.spend(_CONTAINER + sys.getsizeof(value) + getattr(value, "nbytes", 0))
 
     def load_build(self):
         """Set the state of the object on top of the stack: an array's or its type's; no other has one."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _DType):
-            target.order = _text(state[1])
+            order = _text(state[1])
+            if order not in ("<", ">", "=", "|"):
+                raise ValueError("a type of another byte order")
+            target.order = order
         elif isinstance(target, np.ndarray):
             _, shape, dtype, fortran_order, data = state
-            if target.size or any(length < 0 for length in shape):
-                raise ValueError(f"an array of shape {shape}")
-            target.__setstate__((1, shape, dtype.numpy(), fortran_order, data))
+            if target.size or not isinstance(data, (bytes, str)):
+                raise ValueError("an array without bytes")
+            self.spend(len(data))
+            target.__setstate__((1, _shape(shape), dtype.numpy(), bool(fortran_order), data))
         elif not isinstance(target, dict):  # PyTorch hangs versions of its layers on a dict: no use here
             raise Refused(f"it sets the state of a {type(target).__name__}")
 
-    dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}  # noqa: RUF012 (as in the parent)
+    dispatch = {  # noqa: RUF012 (as in the parent)
+        **{opcode: _PARENT[opcode] for opcode in _PLAIN},
+        **{opcode: _counted(_PARENT[opcode]) for opcode in _CONTAINERS},
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.BYTEARRAY8[0]: load_bytearray,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.BUILD[0]: load_build,
+    }
+
+
+class _Bounded:
+    """A binary file that reserves no memory for bytes that it does not have."""
+
+    def __init__(self, file):
+        self.file, self.readline = file, file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > _LARGE and count > _bytes_left(self.file):
+            raise EOFError("it ends too early")
+        return self.file.read(count)
+
+
+def _bytes_left(file) -> int:
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end - here
 
 
 def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
@@ -114,12 +246,18 @@ def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
         options: go to `pickle.Unpickler`.
 
     Raises:
-        UserError: it is not a whole pickle of plain containers and NumPy arrays of numbers.
+        UserError: it is not a whole pickle of plain containers and NumPy arrays of numbers, or it grows without bound.
     """
     try:
         return _SafeUnpickler(file, dict(allowed), persistent_load, **options).load()
     except Refused as reason:
         raise UserError(f"{name}: refused, {reason}; get the file again from its official source") from None
     except Exception as reason:  # a damaged pickle raises nearly any exception there is
-        detail = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise UserError(f"{name}: not a readable pickle ({detail}); get the file again") from None
+        raise UserError(f"{name}: not a readable pickle ({_words(reason)}); get the file again") from None
+
+
+def _words(reason: Exception) -> str:
+    """The reason on one line; objects that come from the file are not printed, as that may take for ever."""
+    if reason.args and all(isinstance(part, (str, int)) for part in reason.args):
+        return (str(reason)[:200] or type(reason).__name__).splitlines()[0]
+    return type(reason).__name__

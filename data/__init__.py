@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError, near
-from data import cifar, digits, folders, tables
+from data import cifar, digits, tables
 from data.folders import ImageFiles
 from data.in_memory import InMemory
 from data.split import split_indices
@@ -16,6 +16,7 @@ DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
 # None: whatever the user's table has, see `dataset_sizes`.
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": 4, "images": None}
+CHECKED_AT_MOST = 100_000  # pictures in files that are all decoded once before a run starts: minutes
 TABLES = ("growth_stages", "images")  # a user's own pictures, see tables.EXPECTED
 FROM_FILES = ("imagenet", *TABLES)  # decoded and resized from image files; the others are in memory
 IMAGES = {
@@ -32,8 +33,8 @@ Split = InMemory | ImageFiles
 class DataSet:
     """Three disjoint splits; `validation` is held out of the official training images.
 
-    A table has no test images. Its `test` is then `validation`, or all images where none is held out, as `test_is`
-    says; whoever reports a test accuracy has to say so too.
+    A table alone has no test images. Its `test` is then `validation`, or all images where none is held out, as
+    `test_is` says; whoever reports a test accuracy has to say so too.
     """
 
     name: str
@@ -69,13 +70,15 @@ class Sizes:
 
 def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     """The files or folders that `load_dataset` reads, each with its address ("" = it cannot be downloaded)."""
-    _check_name(name)
+    _check_name(name, data_dir)
     if name == "digits":
         return {}
     if name in TABLES:
         return {Path(data_dir or DOWNLOADS / name): ""}
     if name == "imagenet":
-        return folders.files(Path(data_dir or DOWNLOADS / name))
+        folder = Path(data_dir or DOWNLOADS / name)
+        found = tables.split_folders(folder) or {"train": folder / "train", "test": folder / "val"}
+        return dict.fromkeys(found.values(), "")
     return cifar.files(name, Path(data_dir or DOWNLOADS))
 
 
@@ -93,17 +96,18 @@ def dataset_sizes(
     The official sets are not looked at; those whose classes differ in size (ImageNet, digits) are taken as even.
     A zip is unpacked. Raises UserError as `load_dataset` does, but for what only shows in the images.
     """
-    _check_name(name)
+    _check_name(name, data_dir)
+    options = (train_per_class, validation_per_class, split_seed, validation_share)
     if name in TABLES:
-        table = _read_table(name, data_dir)
-        kept, held_out = _split_table(
-            table, train_per_class, validation_per_class, split_seed, validation_share=validation_share
-        )
-        return Sizes(len(table.class_names), len(kept), len(held_out), len(held_out) or len(table.labels))
+        parts = _read_tables(name, data_dir)
+        kept, held_out = _split_table(parts, *options)
+        train = parts["train"].labels
+        validation = len(parts["validation"].labels) if "validation" in parts else len(held_out)
+        test = len(parts["test"].labels) if "test" in parts else validation or len(train)
+        return Sizes(len(parts["train"].class_names), len(kept), validation, test)
     classes, (images, test) = CLASSES[name], IMAGES[name]
     even = np.repeat(np.arange(classes), images // classes)
-    counts = (train_per_class, validation_per_class, split_seed)
-    kept, held_out = split_indices(even, *counts, name, validation_share=validation_share)
+    kept, held_out = split_indices(even, *options[:3], name, validation_share=validation_share)
     return Sizes(classes, len(kept) if train_per_class else images - len(held_out), len(held_out), test)
 
 
@@ -122,58 +126,93 @@ def load_dataset(
 
     Args:
         name: cifar10, cifar100, digits, imagenet (folders); growth_stages (a table of 4 classes) or images (any table).
-        data_dir: folder with the data; "" means data/downloads, where CIFAR is downloaded when it is missing. For a
-            table a folder, a CSV or a .zip, which is unpacked to data/downloads.
+        data_dir: folder with the data, or CIFAR's .tar.gz; "" means data/downloads, where CIFAR is downloaded when
+            it is missing. For pictures of one's own see `tables.EXPECTED`; a .zip is unpacked to data/downloads.
         train_per_class: keep that many training images of each class; 0 keeps all.
         validation_per_class: hold that many training images of each class out for validation.
         validation_share: hold that share of each class out instead (0.1 = 90/10), at least one image; 0 = off.
         split_seed: which images those are; not the run's seed, so that runs of several seeds can be compared.
-        strict: a picture of a table that cannot be read is an error; otherwise it is left out, with a note. (In
-            imagenet it is one when it is come upon.)
-        workers: processes that decode each picture of a table once to find those; 0 = none.
+        strict: a picture file that cannot be read is an error; otherwise it is left out, with a note. (Of more than
+            CHECKED_AT_MOST pictures it is an error when it is read.)
+        workers: processes that decode each picture once to find those; 0 = none.
 
     Raises:
         UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
-    _check_name(name)
-    counts = (train_per_class, validation_per_class, split_seed)
-    if name in TABLES:
-        table = tables.without_unreadable(_read_table(name, data_dir), strict, workers)
-        images = ImageFiles(table.paths, table.labels)
-        kept, held_out = _split_table(table, *counts, validation_share=validation_share)
-        validation = images.subset(held_out)
-        test_is, test = ("validation", validation) if len(held_out) else ("all", images)
-        note = "there are no test images: what is called test below is " + (
-            "the validation images" if len(held_out) else "all images, those of the training among them")  # fmt: skip
-        return DataSet(name, images.subset(kept), validation, test, table.class_names, test_is, [*table.notes, note])
+    _check_name(name, data_dir)
+    options = (train_per_class, validation_per_class, split_seed, validation_share)
+    if name in FROM_FILES:
+        parts = _read_tables(name, data_dir)
+        return _from_tables(name, _checked(parts, strict, workers), *options)
     if name == "digits":
         train, test, class_names = digits.load()
-    elif name == "imagenet":
-        train, test, class_names = folders.load(Path(data_dir or DOWNLOADS / name))
     else:
         train, test, class_names = cifar.load(name, Path(data_dir or DOWNLOADS), download=not data_dir)
-    kept, held_out = split_indices(train.labels, *counts, name, validation_share=validation_share)
+    kept, held_out = split_indices(train.labels, *options[:3], name, validation_share=validation_share)
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
-def _read_table(name: str, data_dir: str) -> tables.Table:
-    table = tables.read_table(data_dir or DOWNLOADS / name, DOWNLOADS)
-    found, expected = table.class_names, CLASSES[name]
+def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
+    place = Path(data_dir or DOWNLOADS / name)
+    if name == "imagenet":
+        return tables.read_split_folders(place)
+    parts = tables.read_tables(place, DOWNLOADS)
+    source, found, expected = parts["train"].source, parts["train"].class_names, CLASSES[name]
     if expected not in (None, len(found)):
         raise UserError(
-            f"{table.source}: has {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}), "
+            f"{source}: has {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}), "
             f"{name} has {expected}; for any other table say --dataset images"
         )
-    return table
+    return parts
 
 
-def _split_table(table: tables.Table, *counts, validation_share: float):
+def _checked(parts: dict[str, tables.Table], strict: bool, workers: int) -> dict[str, tables.Table]:
+    """The tables without pictures that cannot be read; very large ones are not decoded for that."""
+    total = sum(len(table.labels) for table in parts.values())
+    if total > CHECKED_AT_MOST:
+        note = f"{total:,} pictures are too many to check before; one that cannot be read stops the run when it is read"
+        parts["train"].notes.append(note)
+        return parts
+    return {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
+
+
+def _split_table(parts: dict[str, tables.Table], train_per_class, validation_per_class, split_seed, validation_share):
+    """(kept, held out) indices of the training table; nothing is held out where there are validation images."""
+    table = parts["train"]
+    if "validation" in parts:
+        validation_per_class = validation_share = 0
     return split_indices(
-        table.labels, *counts, str(table.source),
-        validation_share=validation_share, keys=table.names, class_names=table.class_names,
-    )  # fmt: skip
+        table.labels,
+        train_per_class,
+        validation_per_class,
+        split_seed,
+        str(table.source),
+        validation_share=validation_share,
+        keys=table.names,
+        class_names=table.class_names,
+    )
 
 
-def _check_name(name: str) -> None:
+def _from_tables(name: str, parts: dict[str, tables.Table], *options) -> DataSet:
+    files = {part: ImageFiles(table.paths, table.labels) for part, table in parts.items()}
+    kept, held_out = _split_table(parts, *options)
+    train = files["train"].subset(kept)
+    validation = files.get("validation", files["train"].subset(held_out))
+    notes = [note for table in parts.values() for note in table.notes]
+    test, test_is = files.get("test"), "test"
+    if test is None and len(validation):
+        test, test_is = validation, "validation"
+        notes.append("there are no test images: what is called test below is the validation images")
+    elif test is None:
+        test, test_is = files["train"], "all"
+        notes.append(
+            "there are no test images: what is called test below is all images, those of the training among them"
+        )
+    return DataSet(name, train, validation, test, parts["train"].class_names, test_is, notes)
+
+
+def _check_name(name: str, data_dir: str) -> None:
     if name not in CLASSES:
         raise UserError(f"unknown data set {name!r}: {near(name, CLASSES)}")
+    if name == "digits" and data_dir:
+        raise UserError(f"--data_dir {data_dir}: digits come with scikit-learn; leave it out, or say --dataset images")

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.atomic import require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from data.download import extract_tar, fetch
+from data.download import check_sums, fetch
 from data.in_memory import InMemory
+from data.unpack import extract_tar
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
@@ -59,37 +61,63 @@ _FOLDERS = {"cifar100": "cifar-100-python", "cifar10": "cifar-10-batches-py"}
 def files(name: str, data_dir: Path) -> dict[Path, str]:
     """What `load` reads, and its official address."""
     archive = _SOURCES[name].archive
-    return {_find_folder(name, data_dir) or Path(data_dir) / archive: _HOST + archive}
+    return {_find_folder(name, data_dir) or _archive(name, data_dir): _HOST + archive}
 
 
 def load(name: str, data_dir: Path, download: bool):
     """Return (train, test, class_names); images uint8 (N, 3, 32, 32).
 
-    `data_dir` holds the extracted folder (or is it), or the official `.tar.gz`, which is fetched there first when
-    `download` is set. Raises UserError when neither is there or the content is not the official one.
+    `data_dir` holds the extracted folder (or is it), or the official `.tar.gz` (or is it), which is fetched there
+    first when `download` is set. Raises UserError when neither is there or the content is not the official one.
     """
     source = _SOURCES[name]
-    data_dir = Path(data_dir)
     folder = _find_folder(name, data_dir)
     if folder is None:
-        archive = data_dir / source.archive
-        if not archive.exists() and not download:
-            raise UserError(
-                f"{data_dir}: holds neither {_FOLDERS[name]}/ nor {source.archive}; put one of them there "
-                f"(from {_HOST}{source.archive}) or leave out --data_dir to download it"
-            )
-        fetch(_HOST + source.archive, archive, md5=source.md5)
-        extract_tar(archive, data_dir)
-        folder = data_dir / _FOLDERS[name]
+        archive = _archive(name, data_dir)
+        if download:
+            fetch(_HOST + source.archive, archive, md5=source.md5)
+        else:
+            _check_own_archive(archive, source, name)
+        folder = archive.parent / _FOLDERS[name]
+        extract_tar(archive, folder)
     train = _read_split(folder, "train", source.train, source)
     test = _read_split(folder, "test", source.test, source)
-    meta = _read_pickle(folder / source.meta)
-    names = [str(n, "ascii") for n in _entry(meta, source.names_key, folder / source.meta)]
+    names = _class_names(folder / source.meta, source.names_key)
     for split in (train, test):
         if not 0 <= split.labels.min() <= split.labels.max() < len(names):
-            raise UserError(f"{folder}: has labels from {split.labels.min()} to {split.labels.max()} for {len(names)} "
-                            "classes; delete it and extract the official archive again")  # fmt: skip
+            raise UserError(
+                f"{folder}: has labels from {split.labels.min()} to {split.labels.max()} for {len(names)} classes; "
+                "delete it and extract the official archive again"
+            )
     return train, test, names
+
+
+def _archive(name: str, data_dir: Path) -> Path:
+    """The `.tar.gz` that `data_dir` is or would hold."""
+    path = Path(data_dir)
+    return path if path.name.endswith((".tar.gz", ".tgz")) and not path.is_dir() else path / _SOURCES[name].archive
+
+
+def _check_own_archive(archive: Path, source: _Source, name: str) -> None:
+    """Raise UserError unless the user's own file is the official archive; nothing is downloaded in its place."""
+    advice = f"get it from {_HOST}{source.archive}, or leave out --data_dir to download it"
+    if not archive.exists():
+        raise UserError(f"{archive.parent}: holds neither {_FOLDERS[name]}/ nor {archive.name}; {advice}")
+    require_file(archive)
+    if problem := check_sums(archive, md5=source.md5):
+        raise UserError(f"{archive}: {problem}; {advice}")
+
+
+def _class_names(path: Path, key: bytes) -> list[str]:
+    entries = _entry(_read_pickle(path), key, path)
+    try:
+        names = [n if isinstance(n, str) else bytes.decode(n, "utf-8") for n in entries]
+        sound = all(name.isprintable() for name in names) and isinstance(entries, list)
+    except (TypeError, UnicodeDecodeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: its {key.decode()} are no names of classes; extract the official archive again")
+    return names
 
 
 def _find_folder(name: str, data_dir: Path) -> Path | None:
@@ -105,9 +133,12 @@ def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
         path = folder / part
         batch = _read_pickle(path)
         rows = _entry(batch, b"data", path)
-        keys = [np.asarray(_entry(batch, key, path)) for key in source.label_keys]
+        try:
+            keys = [np.asarray(_entry(batch, key, path)) for key in source.label_keys]
+        except (ValueError, OverflowError):  # lists of different lengths
+            keys = [np.empty(0)]
         whole = isinstance(rows, np.ndarray) and rows.dtype == np.uint8 and rows.ndim == 2 and rows.shape[1] == 3072
-        if not whole or any(k.shape != (len(rows),) or k.dtype.kind not in "iu" for k in keys):
+        if not whole or not len(rows) or any(k.shape != (len(rows),) or k.dtype.kind not in "iu" for k in keys):
             raise UserError(f"{path}: not a CIFAR batch (images or labels have another shape); extract it again")
         pixels.append(rows)
         labels.append(np.stack(keys, axis=1))
@@ -124,6 +155,7 @@ def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
 
 
 def _read_pickle(path: Path) -> dict:
+    require_file(path)
     try:
         with open(path, "rb") as file:
             content = load_pickle(file, str(path), encoding="bytes")

@@ -1,8 +1,11 @@
-"""Image files, decoded in worker processes; and folders of them, one folder a class (the ImageNet layout)."""
+"""Pictures in files: one as 8-bit RGB, many decoded in worker processes."""
 
 import functools
+import io
 import multiprocessing
+import os
 import signal
+import warnings
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,16 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from common.atomic import require_file
 from common.errors import UserError
 from common.processes import end_with_parent
 from data.augment import full_boxes, resize_crops
-from data.picture import read_image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-_TEST_NAMES = ("val", "validation", "test")
+# Pillow goes by the content, whatever a file is called, and starts Ghostscript for EPS. These it decodes by itself.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"}
+SUFFIXES |= {".pnm", ".avif", ".jp2"}
+MAX_MEGAPIXELS = 100  # 0.4 GB decoded, a few times that when it is transparent; the environment can say more
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # the chunks of a PNG that its pixels depend on
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,97 @@ class ImageFiles:
             whole = full_boxes(len(pixels), image_size, image_size)
             images = resize_crops(paddle.to_tensor(pixels), whole, image_size, scale=scale)
             yield images, paddle.to_tensor(labels)
+
+
+# ---- one picture
+
+
+def read_image(path) -> Image.Image:
+    """The picture as RGB, upright as its EXIF data say. Raises UserError for a file that is no whole picture.
+
+    The network is to see what a viewer shows. Up to 8 bits and without transparency that is Pillow's
+    `convert("RGB")` (CMYK without its colour profile; of an animation the first frame). Elsewhere it is not:
+    transparent pixels are laid on white, where Pillow shows the colour that happens to be stored below them, and
+    16-bit grey is divided by 257, where Pillow cuts all above 255 off to white. A PNG whose metadata are damaged is
+    read without them.
+    """
+    require_file(path)
+    try:
+        return _decoded(path)
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as reason:  # a damaged file raises nearly any exception there is
+        problem = _words(reason)
+    pixels_alone = _png_without_metadata(path)
+    if pixels_alone is not None:
+        try:
+            return _decoded(pixels_alone)
+        except Exception as reason:
+            problem = _words(reason)
+    raise UserError(f"{path}: not a readable picture ({problem}); replace or remove it")
+
+
+def _decoded(source) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata and large sizes: they would warn anew in every epoch
+        with Image.open(source, formats=FORMATS) as image:
+            return _rgb(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    limit = float(os.environ.get("MAX_MEGAPIXELS", MAX_MEGAPIXELS))
+    if image.width * image.height > limit * 1e6:
+        raise ValueError(
+            f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million: save it smaller, or "
+            "set MAX_MEGAPIXELS in the environment"
+        )
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        image.load()
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):  # "I", 32 bits, is how some formats give 16
+        grey = np.asarray(image).astype(np.int32)
+        if grey.min() < 0 or grey.max() > 65_535:
+            raise ValueError("32-bit grey, whose range is not known: save it with 8 or 16 bits")
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _png_without_metadata(path) -> io.BytesIO | None:
+    """The chunks of a PNG that hold its pixels; None for a file that is no PNG.
+
+    A chunk is its length (4 bytes), its name (4), its content and a checksum (4).
+    """
+    content = Path(path).read_bytes()
+    if not content.startswith(_PNG_START):
+        return None
+    kept, at = [_PNG_START], len(_PNG_START)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] in _PNG_PIXELS:
+            kept.append(content[at:end])
+        at = end
+    return io.BytesIO(b"".join(kept))
+
+
+def _words(reason: Exception) -> str:
+    """A reason without the path, which Pillow repeats, on one line."""
+    if isinstance(reason, UnidentifiedImageError):
+        return "no known image format"
+    if isinstance(reason, Image.DecompressionBombError):
+        return "more than 179 million pixels: save it smaller"
+    if isinstance(reason, OSError) and reason.strerror:
+        return reason.strerror
+    return (str(reason)[:200] or type(reason).__name__).splitlines()[0]
+
+
+# ---- many pictures
 
 
 def unreadable(paths, workers: int) -> dict[int, str]:
@@ -117,43 +216,3 @@ def _decode(paths, labels, draws, image_size: int, augmentation):
             image = ImageOps.mirror(image)
         pixels[row] = np.asarray(image).transpose(2, 0, 1)
     return pixels, labels
-
-
-def files(data_dir: Path) -> dict[Path, str]:
-    """What `load` reads; there is no address to fetch it from."""
-    return dict.fromkeys(_folders(Path(data_dir)), "")
-
-
-def load(data_dir: Path):
-    """Return (train, test, class_names) of `data_dir`/train/CLASS/* and `data_dir`/val/CLASS/*."""
-    train_dir, test_dir = _folders(Path(data_dir))
-    for folder in (train_dir, test_dir):
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected {data_dir}/train/CLASS/* and {data_dir}/val/CLASS/*")
-    class_names = sorted(entry.name for entry in train_dir.iterdir() if entry.is_dir())
-    if len(class_names) < 2:
-        raise UserError(f"{train_dir}: needs one folder for each of at least two classes, found {len(class_names)}")
-    extra = sorted({entry.name for entry in test_dir.iterdir() if entry.is_dir()} - set(class_names))
-    if extra:
-        raise UserError(f"{test_dir}: classes without training images: {', '.join(extra[:5])}")
-    return _read_folder(train_dir, class_names), _read_folder(test_dir, class_names), class_names
-
-
-def _folders(data_dir: Path) -> tuple[Path, Path]:
-    tests = [data_dir / name for name in _TEST_NAMES]
-    return data_dir / "train", next((folder for folder in tests if folder.is_dir()), tests[0])
-
-
-def _read_folder(folder: Path, class_names: list[str]) -> ImageFiles:
-    paths, labels, empty = [], [], []
-    for label, name in enumerate(class_names):
-        own = sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in SUFFIXES)
-        empty += [] if own else [name]
-        paths += own
-        labels += [label] * len(own)
-    if not paths:
-        raise UserError(f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) in its class folders")
-    if empty:
-        raise UserError(f"{folder}: no image files of the class {empty[0]} ({len(empty)} of {len(class_names)} classes "
-                        "have none); train/ and val/ need the same class folders, each with pictures")  # fmt: skip
-    return ImageFiles(paths, np.array(labels, np.int64))

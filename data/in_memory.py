@@ -10,9 +10,9 @@ from data.augment import full_boxes, resize_crops
 
 @dataclass(frozen=True)
 class InMemory:
-    """Images uint8 (N, 3, H, W), in the host's memory or on the device, and labels int64 (N,)."""
+    """Images uint8 (N, 3, H, W) and labels int64 (N,)."""
 
-    images: np.ndarray | paddle.Tensor
+    images: np.ndarray
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -20,16 +20,6 @@ class InMemory:
 
     def subset(self, indices: np.ndarray) -> "InMemory":
         return InMemory(self.images[indices], self.labels[indices])
-
-    def on_device(self) -> "InMemory":
-        """The same with all images copied to the current device, where batches are then gathered."""
-        return InMemory(paddle.to_tensor(self.images), self.labels)
-
-    def gathered(self, indices: np.ndarray):
-        """uint8 tensor (n, 3, H, W) on the device."""
-        if isinstance(self.images, np.ndarray):
-            return paddle.to_tensor(self.images[indices])
-        return paddle.gather(self.images, paddle.to_tensor(indices))
 
     def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """For each (indices, draws) of `requests`, yield (images, labels) on the current device.
@@ -46,5 +36,5 @@ class InMemory:
             if draws is not None:
                 boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
                 flips = augmentation.flips(draws)
-            raw = self.gathered(indices)
+            raw = paddle.to_tensor(self.images[indices])
             yield resize_crops(raw, boxes, image_size, flips, scale), paddle.to_tensor(self.labels[indices])

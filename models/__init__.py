@@ -1,10 +1,16 @@
-"""The networks: `model_config(name, ...)` and `build_model(config)`; ViT names as in the official R-Drop code."""
+"""The networks: `model_config(name, ...)` and `build_model(name, ...)`; ViT names as in the official R-Drop code.
+
+Every network has its `config`, `model(images) -> logits`, `model.views(images) -> (logits_a, logits_b)` for R-Drop, and
+`model.parts()`, what is evaluated by name.
+"""
 
 import dataclasses
 
+import paddle
+
 from common.errors import UserError, near
 from models import resnet
-from models.resnet import CNNConfig
+from models.resnet import CNNConfig, ResNet
 from models.two_networks import TwoNetworks, TwoNetworksConfig
 from models.vit import ViT, ViTConfig
 
@@ -23,22 +29,22 @@ NAMES = (*MODELS, *resnet.NETWORKS)
 Config = ViTConfig | CNNConfig | TwoNetworksConfig
 
 
-def model_config(name: str, num_classes: int, image_size: int, second: str = "", **options) -> Config:
+def model_config(name: str, num_classes: int, image_size: int, second: str = "", **rates) -> Config:
     """The configuration of the named network, or of two that are trained side by side.
 
-    `options` are further fields: the dropout rates, of which a convolutional network has `dropout` alone.
+    `rates` are further fields: the dropout rates, of which a convolutional network has `dropout` alone.
     Raises UserError for an unknown name, an image size that the patches do not divide, a rate without a place.
     """
     if second:
-        return TwoNetworksConfig(*(model_config(each, num_classes, image_size, **options) for each in (name, second)))
+        return TwoNetworksConfig(*(model_config(each, num_classes, image_size, **rates) for each in (name, second)))
     if name in resnet.NETWORKS:
-        for option, value in options.items():
+        for option, value in rates.items():
             if option != "dropout" and value:
                 raise UserError(f"{name} has no place for --{option} {value}: only --dropout, before its head")
-        return CNNConfig(name, num_classes, image_size, options.get("dropout", 0.0))
+        return CNNConfig(name, num_classes, image_size, rates.get("dropout", 0.0))
     if name not in MODELS:
         raise UserError(f"unknown model {name!r}: {near(name, NAMES)}")
-    config = ViTConfig(num_classes=num_classes, image_size=image_size, **{**MODELS[name], **options})
+    config = ViTConfig(num_classes=num_classes, image_size=image_size, **{**MODELS[name], **rates})
     if image_size < config.patch_size or image_size % config.patch_size:
         raise UserError(
             f"image size {image_size} does not fit {name}: choose a multiple of its patch size {config.patch_size}"
@@ -46,16 +52,27 @@ def model_config(name: str, num_classes: int, image_size: int, second: str = "",
     return config
 
 
-def build_model(name: str, num_classes: int, image_size: int, **options) -> ViT:
+def build_model(name: str, num_classes: int, image_size: int, **rates):
     """A freshly initialised network; see `model_config` for the arguments and errors."""
-    return build(model_config(name, num_classes, image_size, **options))
+    return build(model_config(name, num_classes, image_size, **rates))
 
 
-def build(config: Config):
-    """A freshly initialised network of any configuration; it has the configuration as `config`."""
+def build(config: Config) -> ViT | ResNet | TwoNetworks:
+    """A freshly initialised network of any configuration."""
     if isinstance(config, TwoNetworksConfig):
         return TwoNetworks(config, build(config.first), build(config.second))
-    return resnet.build(config) if isinstance(config, CNNConfig) else ViT(config)
+    return ResNet(config) if isinstance(config, CNNConfig) else ViT(config)
+
+
+def skeleton(config: Config) -> ViT | ResNet | TwoNetworks:
+    """The network with the names and shapes of its arrays, but without memory for them: it computes nothing."""
+    with paddle.LazyGuard():
+        return build(config)
+
+
+def count_parameters(config: Config) -> int:
+    """Numbers that are trained, so without the running statistics of batch norm."""
+    return sum(p.size for p in skeleton(config).parameters() if not p.stop_gradient)
 
 
 def has_batch_norm(config: Config) -> bool:
@@ -68,12 +85,15 @@ def has_batch_norm(config: Config) -> bool:
 def config_from_dict(fields: dict) -> Config:
     """The configuration that `dataclasses.asdict` gave. Raises ValueError when it is none."""
     if fields.keys() == {"first", "second"}:
-        return TwoNetworksConfig(*(config_from_dict(_a_dict(fields[name])) for name in ("first", "second")))
+        return TwoNetworksConfig(*(_single_config(fields[name]) for name in ("first", "second")))
+    return _single_config(fields)
+
+
+def _single_config(fields) -> ViTConfig | CNNConfig:
+    if not isinstance(fields, dict):
+        raise ValueError(f"network has {fields!r:.40}")
     kind = CNNConfig if "network" in fields else ViTConfig
-    types = {f.name: f.type for f in dataclasses.fields(kind)}
-    for name, value in fields.items():
-        if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
-            raise ValueError(f"network has {name!r:.40} {value!r:.40}")
+    check_types(kind, fields)
     if kind is CNNConfig and fields["network"] not in resnet.NETWORKS:
         raise ValueError(f"network is {fields['network']!r:.40}")
     try:
@@ -82,7 +102,9 @@ def config_from_dict(fields: dict) -> Config:
         raise ValueError(str(reason)) from None
 
 
-def _a_dict(value) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"network has {value!r:.40}")
-    return value
+def check_types(kind: type, fields: dict) -> None:
+    """Raise ValueError unless `fields` are some of those of the dataclass `kind`, each of its type."""
+    types = {f.name: f.type for f in dataclasses.fields(kind)}
+    for name, value in fields.items():
+        if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
+            raise ValueError(f"network has {name!r:.40} {value!r:.40}")

@@ -1,8 +1,7 @@
-"""The layers of a ViT, in training on a CPU computed without the kernels of Paddle that are slow there.
+"""The layers of a ViT without the kernels of Paddle that are slow on a CPU: `speed_up(model)` before training there.
 
 The results are those of Paddle's own layers up to rounding, but for dropout's random numbers, which come from another
-generator of the same distribution. On a GPU, in evaluation and in an export these are Paddle's own layers, but that
-dropout which drops nothing passes its input on.
+generator of the same distribution. In evaluation mode they are Paddle's own layers.
 
 What is slow in Paddle 3.3 on a CPU: sums over rows (gradients of biases and of LayerNorm), dropout's random numbers,
 the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures whole
@@ -15,58 +14,70 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
+from models.vit import Mlp, ViT
+
 _PIECE = 2**15  # numbers computed at once by NumPy: they and their intermediate results stay in a core's cache
 _LEVELS = 2**16  # a dropout mask compares 16 random bits with the rate
 
 
-class Linear(nn.Linear):
+def speed_up(model):
+    """Give every ViT in `model` the layers of this module, in place; returns `model`.
+
+    A layer changes its class alone: parameters, names and hooks stay. Layers that somebody put in place of Paddle's
+    stay as they are, and so do convolutional networks, whose time goes into convolutions.
+    """
+    for network in model.sublayers(include_self=True):
+        if isinstance(network, ViT):
+            for layer in network.sublayers():
+                layer.__class__ = _FAST.get(type(layer), type(layer))
+    return model
+
+
+class FastLinear(nn.Linear):
     """nn.Linear: (..., in) -> (..., out)."""
 
     def forward(self, x):
-        if _ours(self, x) and self.bias is not None:
+        if self.training and self.bias is not None:
             return _Linear.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 
-class LayerNorm(nn.LayerNorm):
+class FastLayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last dimension: (..., D) -> (..., D)."""
 
     def forward(self, x):
-        if _ours(self, x):
+        if self.training:
             return _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
         return super().forward(x)
 
 
-class Dropout(nn.Dropout):
-    """nn.Dropout, whose rate is rounded to a multiple of 2^-16 on a CPU; what is kept is scaled by that rate."""
+class FastDropout(nn.Dropout):
+    """nn.Dropout, whose rate is rounded to a multiple of 2^-16; what is kept is scaled by that rate."""
 
     def forward(self, x):
-        if not self.training or self.p == 0:
-            return x  # Paddle's own copies it
-        if _ours(self, x):
+        if self.training and self.p > 0:
             return _Dropout.apply(x, _dropped(self.p))
-        return super().forward(x)
+        return x  # Paddle's own copies it
 
 
-def hidden(linear: Linear, dropout: nn.Layer, x):
-    """dropout(GELU(linear(x))) with the exact GELU, x Phi(x): (..., in) -> (..., out).
+class FastMlp(Mlp):
+    """models.vit.Mlp, whose bias, GELU and first dropout are computed at once."""
 
-    In training on a CPU it is computed at once, without calling the layers, unless one of them has hooks.
-    """
-    watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in (linear, dropout))
-    if not _ours(linear, x) or linear.bias is None or watched:
-        return dropout(F.gelu(linear(x)))
-    if type(dropout) is not Dropout:  # something that was put in its place
-        return dropout(_Hidden.apply(x, linear.weight, linear.bias, 0))
-    return _Hidden.apply(x, linear.weight, linear.bias, _dropped(dropout.p) if dropout.training else 0)
+    def forward(self, x):
+        return self.dropout2(self.fc2(self.hidden(x)))
+
+    def hidden(self, x):
+        """dropout1(GELU(fc1(x))): (..., D) -> (..., mlp_width). Hooks of these two layers are called."""
+        fc1, dropout = self.fc1, self.dropout1
+        watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in (fc1, dropout))
+        if watched or not fc1.training:
+            return dropout(F.gelu(fc1(x)))
+        if type(dropout) is not FastDropout:  # something that was put in its place
+            return dropout(_Hidden.apply(x, fc1.weight, fc1.bias, 0))
+        return _Hidden.apply(x, fc1.weight, fc1.bias, _dropped(dropout.p) if dropout.training else 0)
 
 
-def _ours(layer, x) -> bool:
-    """Whether `layer` is trained here and now on a CPU.
-
-    With a gradient or without: recompute runs a block first without one, then again with the same dropout masks.
-    """
-    return layer.training and paddle.in_dynamic_mode() and x.place.is_cpu_place()
+_FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout, Mlp: FastMlp}
 
 
 class _Linear(PyLayer):

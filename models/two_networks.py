@@ -23,18 +23,29 @@ class TwoNetworksConfig:
 
 
 class TwoNetworks(nn.Layer):
-    """(B, 3, S, S) -> (B, classes): the logarithm of the mean of both networks' probabilities, one prediction.
-
-    Training runs the two apart: `networks` has them by name.
-    """
+    """(B, 3, S, S) -> (B, classes): the logarithm of the mean of both networks' probabilities, one prediction."""
 
     def __init__(self, config: TwoNetworksConfig, first: nn.Layer, second: nn.Layer):
         super().__init__()
         self.config, self.first, self.second = config, first, second
 
-    @property
-    def networks(self) -> dict[str, nn.Layer]:
-        return {"first": self.first, "second": self.second}
-
     def forward(self, images):
         return ((F.softmax(self.first(images), axis=-1) + F.softmax(self.second(images), axis=-1)) / 2).log()
+
+    def views(self, images):
+        """The two views of `images` in training: the logits of each network, two (B, classes)."""
+        return self.first(images), self.second(images)
+
+    def parts(self) -> dict[str, nn.Layer]:
+        """What is evaluated, by name: both together and each alone."""
+        return {"": self, "first": self.first, "second": self.second}
+
+    def use_recompute(self) -> None:
+        """As `ViT.use_recompute`; ValueError where one of the two cannot."""
+        self.first.use_recompute()
+        self.second.use_recompute()
+
+    def fuse_attention(self) -> None:
+        """As `ViT.fuse_attention`; ValueError where one of the two cannot."""
+        self.first.fuse_attention()
+        self.second.fuse_attention()

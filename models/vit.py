@@ -1,9 +1,12 @@
 """Vision Transformer (Dosovitskiy et al., 2010.11929) with dropout where the official R-Drop code has it.
 
-Dropout (rate `dropout`) acts after the position embedding and twice in each MLP; attention weights and the
-attention's output projection have rates of their own, 0 by default (dropreg/R-Drop, vit_src/models/configs.py).
-Query, key and value are three layers: cutting them out of one joint product costs a copy of its gradient. The head
-reads the class token alone, so the last block computes that token alone, from the keys and values of all.
+Dropout (rate `dropout`) acts after the position embedding and twice in each MLP. Attention weights and the attention's
+output projection have rates of their own, 0 by default (dropreg/R-Drop, vit_src/models/configs.py).
+
+Two things differ from the textbook and change no result. Query, key and value are three layers: cutting them out of one
+product costs a copy of its gradient. The head reads the class token alone, so the last block computes that token alone.
+
+In shapes, B is images, D the width, T the tokens of an image; t is T, or 1 in the last block.
 """
 
 from dataclasses import dataclass
@@ -12,8 +15,6 @@ import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
-
-from models.fast_cpu import Dropout, LayerNorm, Linear, hidden
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,6 @@ class ViTConfig:
         """The sum of `flops_by_part`."""
         return sum(self.flops_by_part().values())
 
-    def flops_before(self, block: int) -> int:
-        """What of `flops_per_image` comes before that block, counted from 0; the last block is its smallest.
-
-        Views share it. Before block 0 that is the patch embedding: the first dropout comes after it.
-        """
-        t, d = self.tokens, self.width
-        whole_block = 8 * t * d * d + 4 * t * t * d + 4 * t * d * self.mlp_width
-        return self.flops_by_part()["patch embedding"] + block * whole_block
-
 
 class Attention(nn.Layer):
     """Multi-head attention of the tokens `x` (B, t, D) to the tokens `context` (B, T, D): -> (B, t, D)."""
@@ -72,20 +64,23 @@ class Attention(nn.Layer):
         super().__init__()
         self.heads, self.head_dim = config.heads, config.width // config.heads
         bias = None if config.qkv_bias else False
-        self.query, self.key, self.value = (Linear(config.width, config.width, bias_attr=bias) for _ in range(3))
-        self.proj = Linear(config.width, config.width)
-        self.weights_dropout = Dropout(config.attention_dropout)
-        self.proj_dropout = Dropout(config.projection_dropout)
+        self.query = nn.Linear(config.width, config.width, bias_attr=bias)
+        self.key = nn.Linear(config.width, config.width, bias_attr=bias)
+        self.value = nn.Linear(config.width, config.width, bias_attr=bias)
+        self.proj = nn.Linear(config.width, config.width)
+        self.weights_dropout = nn.Dropout(config.attention_dropout)
+        self.proj_dropout = nn.Dropout(config.projection_dropout)
         self.fused = False  # in one kernel, which GPUs have
 
     def forward(self, x, context):
-        q, k, v = (y.reshape([0, 0, self.heads, self.head_dim])
-                   for y in (self.query(x), self.key(context), self.value(context)))  # fmt: skip
+        q, k, v = self.query(x), self.key(context), self.value(context)  # (B, t, D), (B, T, D), (B, T, D)
+        q, k, v = (each.reshape([0, 0, self.heads, self.head_dim]) for each in (q, k, v))
         x = self.fused_attention(q, k, v) if self.fused else self.attention(q, k, v)  # (B, t, heads, head_dim)
         return self.proj_dropout(self.proj(x.flatten(2)))
 
     def attention(self, q, k, v):
-        q, k, v = (y.transpose([0, 2, 1, 3]) for y in (q * self.head_dim**-0.5, k, v))  # (B, heads, tokens, head_dim)
+        q = q * self.head_dim**-0.5
+        q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, k, v))  # (B, heads, tokens, head_dim)
         weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, t, T)
         return paddle.matmul(self.weights_dropout(weights), v).transpose([0, 2, 1, 3])
 
@@ -95,27 +90,28 @@ class Attention(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two dense layers with an exact GELU between them: (B, T, D) -> (B, T, D)."""
+    """Two dense layers with an exact GELU between them: (B, t, D) -> (B, t, D)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.fc1 = Linear(config.width, config.mlp_width)
-        self.dropout1 = Dropout(config.dropout)
-        self.fc2 = Linear(config.mlp_width, config.width)
-        self.dropout2 = Dropout(config.dropout)
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.dropout1 = nn.Dropout(config.dropout)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.dropout2 = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout2(self.fc2(hidden(self.fc1, self.dropout1, x)))
+        x = self.dropout1(F.gelu(self.fc1(x)))  # (B, t, mlp_width)
+        return self.dropout2(self.fc2(x))
 
 
 class Block(nn.Layer):
-    """Pre-norm transformer block: (B, T, D) -> (B, T, D), or (B, 1, D), the first token alone."""
+    """Pre-norm transformer block: (B, T, D) -> (B, T, D), or (B, 1, D) where it computes the first token alone."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        self.norm1 = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm1 = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         self.attn = Attention(config)
-        self.norm2 = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm2 = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         self.mlp = Mlp(config)
 
     def forward(self, x, first_only: bool = False):
@@ -141,17 +137,7 @@ class ViT(nn.Layer):
     """(B, 3, S, S) images in [-1, 1] -> (B, num_classes) logits, read from the class token.
 
     The head starts at zero, so a fresh network predicts the uniform distribution: first loss ln(num_classes).
-
-    With `num_views` the batch passes that many times, each time under dropout masks of its own: -> (num_views * B,
-    num_classes), first all of the first view. What comes before the first dropout is computed once.
-
-    Two attributes may be set for training, which change no parameter:
-        recompute: keep only each block's input, and compute the rest again when it is needed.
-        views_split_at: with k > 0 the views share all that comes before block k, counted from 0, and its masks,
-            computed once. It is not the R-Drop of the paper.
     """
-
-    takes_views = True  # what reproduce.rdrop.views looks for
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -160,29 +146,49 @@ class ViT(nn.Layer):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = self.create_parameter([1, 1, config.width], default_initializer=small)
         self.pos_embed = self.create_parameter([1, config.tokens, config.width], default_initializer=small)
-        self.pos_dropout = Dropout(config.dropout)
+        self.pos_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.LayerList([Block(config) for _ in range(config.depth)])
-        self.norm = LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
+        self.norm = nn.LayerNorm(config.width, epsilon=config.layer_norm_epsilon)
         zero = nn.initializer.Constant(0.0)
-        self.head = Linear(config.width, config.num_classes, weight_attr=zero, bias_attr=zero)
-        self.recompute, self.views_split_at = False, 0
+        self.head = nn.Linear(config.width, config.num_classes, weight_attr=zero, bias_attr=zero)
+        self.recompute = False
+
+    def forward(self, images):
+        return self._classify(self._embed(images))
+
+    def views(self, images):
+        """Two views of `images` (B, 3, S, S) under dropout masks of their own: two (B, num_classes).
+
+        What comes before the first dropout is the same for both and computed once.
+        """
+        x = self._embed(images)
+        logits_a, logits_b = self._classify(paddle.concat([x, x])).chunk(2)
+        return logits_a, logits_b
+
+    def parts(self) -> dict[str, nn.Layer]:
+        """What is evaluated, by name: this network."""
+        return {"": self}
+
+    def use_recompute(self) -> None:
+        """In training keep only each block's input, and compute the rest again when it is needed."""
+        self.recompute = True
 
     def fuse_attention(self) -> None:
         """Compute attention by PaddlePaddle's `scaled_dot_product_attention` from now on."""
         for block in self.blocks:
             block.attn.fused = True
 
-    def forward(self, images, num_views: int = 1):
-        def part(x):
-            return paddle.concat([x] * num_views) if num_views > 1 else x
-
+    def _embed(self, images):
         x = self.patch_embed(images)  # (B, T - 1, D)
-        x = paddle.concat([self.cls_token.expand([x.shape[0], -1, -1]), x], axis=1) + self.pos_embed
-        x = self.pos_dropout(x if self.views_split_at else part(x))  # (num_views * B, T, D)
-        for number, block in enumerate(self.blocks):
-            if number == self.views_split_at > 0:
-                x = part(x)
-            last = number == len(self.blocks) - 1
-            # recompute draws the same dropout masks again
-            x = recompute(block, x, last) if self.recompute and self.training else block(x, last)
+        class_token = self.cls_token.expand([x.shape[0], -1, -1])
+        return paddle.concat([class_token, x], axis=1) + self.pos_embed  # (B, T, D)
+
+    def _classify(self, x):
+        x = self.pos_dropout(x)
+        for number, block in enumerate(self.blocks, start=1):
+            last = number == len(self.blocks)
+            if self.recompute and self.training:
+                x = recompute(block, x, last)  # draws the same dropout masks again
+            else:
+                x = block(x, last)
         return self.head(self.norm(x[:, 0]))  # LayerNorm acts on each token alone: the class token suffices

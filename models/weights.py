@@ -227,6 +227,23 @@ def load_weights(model, weights: Weights, replace_head: bool) -> LoadReport:
     return report
 
 
+def load_pretrained(model, *files) -> list[str]:
+    """Load a file into each network of `model`, "" for random weights; returns what was done, a line for each network.
+
+    Heads are replaced as in `load_weights`. Raises UserError as that and `read_weights` do.
+    """
+    networks = [model.first, model.second] if isinstance(model.config, TwoNetworksConfig) else [model]
+    if any(files[len(networks) :]):
+        raise ValueError(f"{len(files)} files for {len(networks)} networks")
+    lines = []
+    for network, file in zip(networks, files, strict=False):
+        if file:
+            lines.append(f"{file}: {load_weights(network, read_weights(file), replace_head=True)}")
+        else:
+            lines.append("random, no pretrained file")
+    return lines
+
+
 def _fit_by_name(weights: Weights, model, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
     """As `fit`, for networks whose files have their own names."""
     expected, arrays, replaced = model.state_dict(), dict(weights.arrays), []

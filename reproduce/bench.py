@@ -41,15 +41,14 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError, near
 from data.in_memory import InMemory
-from data.sampling import dropout_seed, network_seed
 from models import MODELS, build
 from models.vit import ViTConfig
-from reproduce import PROCESSOR_SETTINGS, ROOT
+from reproduce import PROCESSOR_SETTINGS, ROOT, train
 from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import evaluate
+from reproduce.optim import make_optimizer
 from reproduce.recipes import HEADLINE, RECIPES
 from reproduce.run_log import machine
-from reproduce.train import accumulate_gradients, apply_gradients, augmentation, make_optimizer, requests
 
 FOLDER = ROOT / "logs" / "bench"
 PRODUCT_SIZE = 2048  # of the matrix products that show what the processor can do; 0.1 s at 150 GFLOP/s
@@ -70,18 +69,15 @@ class Step:
         paddle.set_device("cpu")
         self.recipe = dataclasses.replace(RECIPES[recipe], **changes)
         self.batch, self.steps, self.done = (paddle.to_tensor(images), paddle.to_tensor(labels)), steps, 0
-        paddle.seed(network_seed(self.recipe.seed))
-        self.model = build(self.recipe.network(classes))
+        self.model = train.build_network(self.recipe, classes, fused=False)
         self.model.train()
         self.optimizer = make_optimizer(self.recipe, self.model)
 
     def __call__(self) -> dict:
         for _ in range(self.steps):
             self.done += 1
-            paddle.seed(dropout_seed(self.recipe.seed, self.done, 0))
-            parts = accumulate_gradients(self.recipe, [self.model], None, iter([self.batch]))
-            apply_gradients(self.recipe, self.model, self.optimizer, None)
-        return {"loss": parts["loss"]}
+            found = train.train_step(self.recipe, self.model, self.optimizer, None, self.done, iter([self.batch]))
+        return {"loss": found["loss"]}
 
 
 class Input:
@@ -90,8 +86,8 @@ class Input:
     def __init__(self, images, labels, *, recipe: str, changes: dict, batches: int):
         paddle.set_device("cpu")
         recipe = dataclasses.replace(RECIPES[recipe], **changes)
-        self.batches, wanted = batches, requests(recipe, len(labels), 1)
-        self.stream = InMemory(images, labels).stream(wanted, recipe.image_size, augmentation(recipe))
+        self.batches = batches
+        self.stream = train.micro_batches(recipe, InMemory(images, labels), 1, recipe.micro_batch_size)
 
     def __call__(self) -> None:
         for _ in range(self.batches):
@@ -155,7 +151,8 @@ def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, ste
     recipe = RECIPES[recipe_name]
     # All sum the KL over the batch, as the official code does, so that all compute the same loss.
     sizes = {"batch_size": batch_size, "micro_batch_size": batch_size, "kl_sum_over": batch_size}
-    changes = {"image_size": image_size, **sizes, "num_views": 2}
+    plain = {"num_views": 2, "precision": "fp32", "pretrained": "", "schedule": "constant", "warmup_steps": 0}
+    changes = {"image_size": image_size, **sizes, **plain}
     network = {**MODELS[recipe.model], "image_size": image_size, "num_classes": classes}
     images = {"count": batch_size, "size": image_size, "classes": classes, "kind": "float32"}
     ours = {"recipe": recipe_name, "changes": changes, "classes": classes, "steps": steps}

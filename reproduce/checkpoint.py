@@ -1,13 +1,14 @@
-"""Resumable states of a run: written whole or not at all, verified when read, the last two kept.
+"""The states that a run resumes from: written whole or not at all, verified when read, the last two kept.
 
 A state is everything that is not a function of (recipe, step): weights, optimizer memory and the progress so far.
 The order of samples, the crops and the random numbers of every process are functions of the step (data/sampling.py)
-and the schedule one of the step too (schedule.py), so none of them needs saving.
+and so is the rate (optim.py), so none of them needs saving.
 """
 
 import hashlib
 import io
 import pickle
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from reproduce import distributed
 from reproduce.recipes import Recipe
 
 _KEPT = 2
-_SUFFIX = ".pdstate"
+_STATE_NAME = re.compile(r"step_\d{8}\.pdstate")
 
 
 @dataclass
@@ -65,7 +66,11 @@ def restore(state: State, model, optimizer, scaler) -> None:
     """Put a state back into freshly built objects of the same recipe."""
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in state.model.items()})
     names = {ours: theirs for theirs, ours in _structured_names(model).items()}
-    optimizer.set_state_dict({_theirs(name, names): paddle.to_tensor(value) for name, value in state.optimizer.items()})
+    found = {}
+    for name, value in state.optimizer.items():
+        ours, accumulator = name.split("|")
+        found[names[ours] + accumulator] = paddle.to_tensor(value)
+    optimizer.set_state_dict(found)
     if scaler is not None and state.scaler:
         scaler.load_state_dict(state.scaler)
 
@@ -85,23 +90,19 @@ def _accumulators(model, optimizer) -> dict:
     return found
 
 
-def _theirs(name: str, names: dict[str, str]) -> str:
-    ours, accumulator = name.split("|")
-    return names[ours] + accumulator
-
-
 def save(folder: Path, state: State) -> Path:
     """Write `state` into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
     payload = pickle.dumps({**vars(state), "progress": vars(state.progress)}, protocol=4)
-    path = folder / f"step_{state.progress.step:08d}{_SUFFIX}"
+    path = folder / f"step_{state.progress.step:08d}.pdstate"
     for newer in _files(folder):
-        if newer.name > path.name:  # a damaged one that the run has gone on without
+        if newer.name > path.name and newer.is_file():  # a damaged one that the run has gone on without
             newer.unlink()
     with atomic_write(path) as file:
         file.write(hashlib.sha256(payload).digest())
         file.write(payload)
     for old in _files(folder)[:-_KEPT]:
-        old.unlink()
+        if old.is_file():
+            old.unlink()
     return path
 
 
@@ -116,10 +117,13 @@ def tried(path: Path, write) -> bool:
             write(path)
         except OSError as error:
             failed = 1
-            print(f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept, and "
-                  "training goes on: make room before the next save", file=sys.stderr)  # fmt: skip
+            print(
+                f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept, and training "
+                "goes on: make room before the next save",
+                file=sys.stderr,
+            )
     distributed.wait()  # the others have nothing to do meanwhile
-    return not distributed.largest(failed)
+    return not distributed.largest([failed])[0]
 
 
 def load_latest(folder: Path) -> State | None:
@@ -129,14 +133,17 @@ def load_latest(folder: Path) -> State | None:
     """
     paths = _files(folder)
     for path in reversed(paths):
-        content = path.read_bytes()
-        digest, payload = content[:32], content[32:]
-        if hashlib.sha256(payload).digest() == digest:
-            return _unpack(load_pickle(io.BytesIO(payload), str(path)), path)
+        if path.is_file():
+            content = path.read_bytes()
+            digest, payload = content[:32], content[32:]
+            if hashlib.sha256(payload).digest() == digest:
+                return _unpack(load_pickle(io.BytesIO(payload), str(path)), path)
         print(f"warning: {path} is damaged (its checksum does not match)", file=sys.stderr)
     if paths:
-        raise UserError(f"{folder}: all checkpoints are damaged ({', '.join(path.name for path in paths)}); say "
-                        "--restart to set the run aside and start over")  # fmt: skip
+        names = ", ".join(path.name for path in paths)
+        raise UserError(
+            f"{folder}: all checkpoints are damaged ({names}); say --restart to set the run aside and start over"
+        )
     return None
 
 
@@ -144,8 +151,10 @@ def _unpack(content: dict, path: Path) -> State:
     try:
         return State(**{**content, "progress": Progress(**content["progress"])})
     except (KeyError, TypeError):
-        raise UserError(f"{path}: was written by another version of this project; go on with that version, or say "
-                        "--restart to set the run aside and start over") from None  # fmt: skip
+        raise UserError(
+            f"{path}: was written by another version of this project; go on with that version, or say --restart to set "
+            "the run aside and start over"
+        ) from None
 
 
 def is_of_step(path: Path, step: int) -> bool:
@@ -156,14 +165,21 @@ def is_of_step(path: Path, step: int) -> bool:
         return False
 
 
-def newest(folder: Path) -> str:
-    """Which state `load_latest` would go on from, for a message."""
-    state = load_latest(folder)
-    return f"the last good checkpoint in {folder} is after step {state.progress.step}" if state else "no checkpoint yet"
+def where_it_stands(folder: Path) -> str:
+    """Which state `load_latest` would go on from, for a message; the first process looks and the others wait."""
+    text = ""
+    if distributed.is_main():
+        state = load_latest(folder)
+        text = "no checkpoint yet"
+        if state is not None:
+            text = f"the last good checkpoint in {folder} is after step {state.progress.step}"
+    distributed.wait()  # the launcher ends all when one ends
+    return text
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"step_*{_SUFFIX}"))
+    """The states of a run, oldest first: only the project's own names."""
+    return sorted(path for path in folder.glob("step_*.pdstate") if _STATE_NAME.fullmatch(path.name))
 
 
 def changed_settings(existing: dict, meaning: dict) -> str:
@@ -179,5 +195,17 @@ def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
     """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
     changed = changed_settings(existing, meaning)
     if changed:
-        raise UserError(f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, "
-                        "or say --restart to set it aside and start over")  # fmt: skip
+        raise UserError(
+            f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, or say --restart to "
+            "set it aside and start over"
+        )
+
+
+def check_resumable(state: State | None, recipe: Recipe, folder: Path) -> None:
+    """Raise UserError where `state` is of other settings, or the processes have found different ones."""
+    if state is not None:
+        check_same_meaning(state.meaning, recipe.meaning(), folder)
+    distributed.same_everywhere(
+        state.progress.step if state is not None else 0,
+        f"{folder}: the processes see different checkpoints there; give --out a folder that all nodes share",
+    )

@@ -1,27 +1,97 @@
-"""What every command shares: errors that users can read, and the choice of the device."""
+"""What every command shares: its options, errors that users can read, the device, signals that ask it to stop."""
 
 import argparse
+import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 
 import paddle
 
 from common.errors import UserError, near
-from reproduce import distributed
-from reproduce.stop import Stopped, command_to_continue
+from reproduce import SET_HERE, distributed
 
 WEIGHTS_HELP = (
     "a weight file of a ViT: this project's or Paddle's .pdparams, .safetensors of timm or Hugging Face, "
     "Google's .npz, the official code's .bin"
 )
+# SIGTERM: kill, and SLURM's pre-emption. SIGHUP: a terminal that closes. SIGUSR1: SLURM, ahead of the time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+_CALLED_HERE = {  # what other projects call an option -> what it is called here
+    "--lr": "--learning_rate",
+    "--epochs": "--num_epochs",
+    "--steps": "--num_steps",
+    "--resume": "the same command again, which continues the run",
+    "--output_dir": "--out",
+    "--name": "--run",
+    "--img_size": "--image_size",
+    "--train_batch_size": "--batch_size",
+    "--fp16": "--precision fp16",
+    "--gradient_accumulation_steps": "--micro_batch_size (images at once)",
+}
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has saved what there is. `signal` is the number of the signal."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.signal = number
+
+
+class StopRequest:
+    """Which signal has asked to stop, noted for the loop to look at: `request.signal`, 0 as long as none has.
+
+    A second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self._before = {}
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.siginterrupt(number, False)  # the processes' messages to each other must not be cut short
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame) -> None:
+        if self.signal and number == signal.SIGINT:
+            # Not KeyboardInterrupt: in a layer's own backward pass, which Paddle calls, it would become another error.
+            os.write(2, b"\nstopped by Ctrl-C\n")
+            os._exit(130)
+        if not self.signal and distributed.is_main():
+            text = f"\n{signal.Signals(number).name} received: stops after this step and saves\n"
+            with contextlib.suppress(OSError):  # the terminal may be gone, as SIGHUP says
+                os.write(2, text.encode())  # a print in progress cannot be entered again
+        self.signal = self.signal or number
+
+
+def command_to_continue() -> str:
+    """What the user types to go on with the run of this process."""
+    arguments = [word for word in sys.argv[1:] if word != "--restart"]
+    if "RDROP_SBATCH" in os.environ:  # run_train.sh was submitted; with which nodes and GPUs, only its user knows
+        return "the same sbatch command"
+    script = "bash run_train.sh"
+    if Path(sys.argv[0]).stem == "study":
+        script += " --study"
+    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER")
+    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return " ".join([*variables, script, shlex.join(arguments)])
 
 
 def run_command(main) -> None:
     """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         main()
     except UserError as error:
@@ -36,24 +106,38 @@ def run_command(main) -> None:
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except MemoryError:
-        sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
     except KeyboardInterrupt:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if distributed.is_lost_contact(error):
-            distributed.await_the_launcher()
-            sys.exit(_fail("lost contact with another process of this run, whose output says why"))
-        if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
+        _end_with(error)
+
+
+def _end_with(error: Exception) -> None:
+    """Say in a line what the machine lacks; anything else is a defect and keeps its traceback."""
+    if is_out_of_memory(error):
+        sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
+    if distributed.is_lost_contact(error):
+        distributed.await_the_launcher()
+        words = " ".join(str(error).split())[-300:]
+        sys.exit(_fail(f"lost contact with another process of this run, whose output says why ({words})"))
+    if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+        raise error
+    where = f"{error.filename}: " if error.filename else ""
+    sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
 
 
 def _fail(message: str) -> int:
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or the GPU had no memory left; Paddle says so in a RuntimeError."""
+    words = ("ResourceExhausted", "Out of memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | SystemError) and any(word in str(error) for word in words)
+    )
 
 
 def has_gpu() -> bool:
@@ -65,8 +149,14 @@ def choose_device(wish: str) -> str:
     """Set Paddle's device to `wish` (auto, cpu, gpu) and return its name, such as "cpu" or "gpu:0"."""
     if wish == "gpu" and not has_gpu():
         build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
-        raise UserError(f"--device gpu: {build}; use --device cpu, or see README.md on the GPU build")
-    return paddle.set_device("gpu" if wish != "cpu" and has_gpu() else "cpu") and paddle.get_device()
+        raise UserError(f"--device gpu: {build}; use --device cpu, or see docs/cluster.md on the GPU build")
+    on_gpu = wish != "cpu" and has_gpu()
+    if on_gpu and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
+        paddle.set_flags({"FLAGS_use_stride_kernel": True})
+    if not on_gpu:
+        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # Paddle's CUDA build would connect, and compute, on the GPUs
+    paddle.set_device("gpu" if on_gpu else "cpu")
+    return paddle.get_device()
 
 
 def say(what: str, text: str) -> None:
@@ -86,10 +176,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments=None) -> argparse.Namespace:
-    """Parse the command line; an unknown option is an error that names the near ones."""
+    """Parse the command line; an unknown option is an error that names what it is called here, or the near ones."""
     options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        named = unknown[0].split("=")[0]
-        parser.error(f"unknown: {' '.join(unknown)}" + (f"; {near(named, known)}" if named.startswith("--") else ""))
-    return options
+    if not unknown:
+        return options
+    known = [name for action in parser._actions for name in action.option_strings]
+    named = unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1)
+    hint = ""
+    if named in _CALLED_HERE:
+        hint = f"; here it is {_CALLED_HERE[named]}"
+    elif named.startswith("--"):
+        hint = f"; {near(named, known)}"
+    parser.error(f"unknown: {' '.join(unknown)}{hint}")

@@ -1,8 +1,7 @@
 """The processes that train or evaluate together, and the sums they exchange. One process needs none of it.
 
-`paddle.distributed.launch` starts them (see run_train.sh) and tells each its rank in environment variables. They
-share work by position: each takes a contiguous piece of the batch or of the split. So what is computed does not
-depend on their number.
+launch.py starts them and tells each its rank in environment variables. They share work by position: each takes a
+contiguous piece of the batch or of the split. So what is computed does not depend on their number.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import time
 
 import numpy as np
 import paddle
-from paddle import distributed
+import paddle.distributed as dist
 from paddle.base import core
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
@@ -43,13 +42,19 @@ def is_main() -> bool:
 def start() -> None:
     """Connect the processes. The device must have been chosen before."""
     if size() > 1:
+        device = paddle.get_device()
         with _without_native_output():  # a list of Paddle's flags
-            distributed.init_parallel_env()
+            dist.init_parallel_env()
+        if paddle.get_device() != device:
+            raise UserError(f"the processes compute on {paddle.get_device()} instead of {device}; see docs/cluster.md")
 
 
 @contextlib.contextmanager
 def _without_native_output():
-    """Keep what the libraries below Python write off the screen; errors come as exceptions."""
+    """Keep what the libraries below Python write off the screen, unless their log was asked for."""
+    if "NCCL_DEBUG" in os.environ or "GLOG_v" in os.environ:
+        yield
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     kept = os.dup(1), os.dup(2)
@@ -67,7 +72,9 @@ def _without_native_output():
 def described() -> str:
     """For the line that names the device; "" with one process."""
     nodes = int(os.environ.get("PADDLE_NNODES", "1"))
-    return f", {size()} processes" * (size() > 1) + f" on {nodes} nodes" * (nodes > 1)
+    if size() == 1:
+        return ""
+    return f", {size()} processes" + (f" on {nodes} nodes" if nodes > 1 else "")
 
 
 def share(length: int) -> slice:
@@ -77,12 +84,28 @@ def share(length: int) -> slice:
 
 def sum_over_ranks(values) -> np.ndarray:
     """The sum over all processes of an array of the same shape, in float64; every process gets it."""
-    return _reduce(values, distributed.ReduceOp.SUM)
+    return _reduce(values, dist.ReduceOp.SUM)
 
 
-def largest(value: int) -> int:
-    """The largest of the processes' values; every process gets it."""
-    return int(_reduce([value], distributed.ReduceOp.MAX)[0])
+def largest(values) -> np.ndarray:
+    """The largest of the processes' values, one by one, int64; every process gets them."""
+    return _reduce(values, dist.ReduceOp.MAX).astype(np.int64)
+
+
+def _reduce(values, operation) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if size() == 1:
+        return values
+    tensor = paddle.to_tensor(values)
+    dist.all_reduce(tensor, operation)
+    return tensor.numpy()
+
+
+def sum_on_device(tensor):
+    """As `sum_over_ranks`, of a tensor that stays on the device."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def wait() -> None:
@@ -104,24 +127,16 @@ def wait() -> None:
 
 def same_everywhere(value: int, message: str) -> None:
     """Raise UserError(message) on every process unless all have the same value."""
-    if largest(value) != -largest(-value):
+    high, low = largest([value, -value])
+    if high != -low:
         raise UserError(message)
-
-
-def _reduce(values, operation) -> np.ndarray:
-    values = np.asarray(values, np.float64)
-    if size() == 1:
-        return values
-    tensor = paddle.to_tensor(values)
-    distributed.all_reduce(tensor, operation)
-    return tensor.numpy()
 
 
 def same_weights(model) -> None:
     """Give every process the weights of the first one."""
     if size() > 1:
         for value in model.state_dict().values():
-            distributed.broadcast(value, 0)
+            dist.broadcast(value, 0)
 
 
 def average_gradients(parameters) -> None:

@@ -19,7 +19,8 @@ from common.atomic import atomic_write
 from common.errors import UserError
 from data import CLASSES, load_dataset
 from data.augment import SCALES
-from models import CNNConfig, TwoNetworksConfig
+from models.resnet import CNNConfig
+from models.two_networks import TwoNetworksConfig
 from models.weights import model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
@@ -68,9 +69,15 @@ class Interrupted(Exception):
 
 @paddle.no_grad()
 def evaluate(
-    model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "", scale: str = "-1..1",
+    model,
+    split,
+    image_size: int,
+    batch_size: int,
+    workers: int = 0,
+    title: str = "",
+    scale: str = "-1..1",
     stop=lambda: False,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Run `model` without dropout on every image of `split` exactly once.
 
     Several processes take a contiguous piece each; every one of them gets the result of all N images, in order.
@@ -117,10 +124,23 @@ def evaluate(
     return result
 
 
-def evaluate_each(model, *arguments, **options) -> dict[str, Evaluation]:
-    """`evaluate` of the network, and of both parts of a pair: by name, the whole under ""."""
-    networks = {"": model, **getattr(model, "networks", {})}
-    return {name: evaluate(network, *arguments, **options) for name, network in networks.items()}
+def evaluate_parts(model, *arguments, **options) -> dict[str, Evaluation]:
+    """`evaluate` of each part of the model by name; the whole is called ""."""
+    return {name: evaluate(network, *arguments, **options) for name, network in model.parts().items()}
+
+
+def scores(found: dict[str, Evaluation], split: str) -> dict:
+    """What is recorded of an evaluation: "test/accuracy", and "test/first_accuracy" of the first of two networks."""
+    row = {}
+    for network, evaluation in found.items():
+        metrics, prefix = evaluation.metrics(), f"{network}_" if network else ""
+        row |= {f"{split}/{prefix}{name}": metrics[name] for name in ("accuracy", "nll")}
+    return row
+
+
+def metrics_of(found: dict[str, Evaluation], split: str) -> dict:
+    """Everything about an evaluation, for run.json: "test", and "test_first" of the first of two networks."""
+    return {f"{split}_{name}" if name else split: evaluation.metrics() for name, evaluation in found.items()}
 
 
 def _chunks(piece: slice, size: int):
@@ -160,21 +180,34 @@ def describe(metrics: dict) -> str:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="run_eval.sh", description="Evaluate weights on a data set, every image once.",
+        prog="run_eval.sh",
+        description="Evaluate weights on a data set, every image once.",
         epilog="Image size, classes and network come from the weights; data set and split from the run that made "
         "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
-    )  # fmt: skip
-    parser.add_argument("weights", nargs="?", default=str(RELEASED), help=f"{WEIGHTS_HELP}; default: the digits "
-                        "weights that this project releases")  # fmt: skip
+    )
+    parser.add_argument(
+        "weights",
+        nargs="?",
+        default=str(RELEASED),
+        help=f"{WEIGHTS_HELP}; default: the digits weights that this project releases",
+    )
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
     parser.add_argument("--batch_size", type=int, default=0, help="images at once; default as in training, or 100")
     parser.add_argument("--image_size", type=int, default=0, help="pixels; default: what the weights are made for")
-    parser.add_argument("--heads", type=int, default=0, help="attention heads; default: what the file says, else "
-                        "64 features each (80 for a width of 1280)")  # fmt: skip
-    parser.add_argument("--layer_norm_epsilon", type=float, default=0.0, help="default: what the file says, else 1e-6; "
-                        "the Paddle port of R-Drop was evaluated with 1e-5")  # fmt: skip
+    parser.add_argument(
+        "--heads",
+        type=int,
+        default=0,
+        help="attention heads; default: what the file says, else 64 features each (80 for a width of 1280)",
+    )
+    parser.add_argument(
+        "--layer_norm_epsilon",
+        type=float,
+        default=0.0,
+        help="default: what the file says, else 1e-6; the Paddle port of R-Drop was evaluated with 1e-5",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
     parser.add_argument("--strict", action="store_true", help="stop at a picture of a table that cannot be read")
@@ -207,8 +240,10 @@ def main(argv=None) -> None:
             "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
         )
     if weights.metadata.get("class_names", data.class_names) != data.class_names:
-        raise UserError(f"{weights.path}: its classes are others than those of {dataset} {options.data_dir}; evaluate "
-                        "it on the data set that it was trained on")  # fmt: skip
+        raise UserError(
+            f"{weights.path}: its classes are others than those of {dataset} {options.data_dir}; evaluate "
+            "it on the data set that it was trained on"
+        )
     for note in data.notes:
         say("note", note)
     split = getattr(data, options.split)
@@ -217,7 +252,7 @@ def main(argv=None) -> None:
     say("device", f"{device}, fp32{distributed.described()}")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
-    found = evaluate_each(
+    found = evaluate_parts(
         model, split, config.image_size, batch_size, options.workers, options.split, recipe.get("scale", "-1..1")
     )
     metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
@@ -237,8 +272,10 @@ def _network(config) -> str:
         return f"{_network(config.first)} and {_network(config.second)}"
     if isinstance(config, CNNConfig):
         return config.network
-    return (f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
-            f"LayerNorm epsilon {config.layer_norm_epsilon}")  # fmt: skip
+    return (
+        f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
+        f"LayerNorm epsilon {config.layer_norm_epsilon}"
+    )
 
 
 def _recipe_of(weights) -> dict:
@@ -259,8 +296,10 @@ def _dataset_of(num_classes: int, path) -> str:
     fitting = [name for name, count in CLASSES.items() if count == num_classes]
     if len(fitting) == 1:
         return fitting[0]
-    raise UserError(f"{path}: does not say its data set, and {num_classes} classes fit "
-                    f"{' and '.join(fitting) or 'none that is known'}; say --dataset NAME")  # fmt: skip
+    raise UserError(
+        f"{path}: does not say its data set, and {num_classes} classes fit "
+        f"{' and '.join(fitting) or 'none that is known'}; say --dataset NAME"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Before and after a run: the recipe chosen from the command line, files fetched, what to do with the result.
+"""From the command line to a job: the recipe, the device, what is chosen for it, files fetched, the run locked.
 
 With several processes the first one does what touches files, and the others wait for it.
 """
@@ -17,7 +17,7 @@ import paddle
 
 from common.errors import UserError
 from common.lock import locked
-from data import dataset_sizes
+from data import dataset_sizes, load_dataset
 from data.download import fetch
 from models import has_batch_norm
 from models.weights import PRETRAINED_URLS
@@ -35,56 +35,58 @@ _NO_RUNS = (
     "bench",
     "published",
     "reliability",
+    "tuning",
+    "gpu_check",
     "pretrained",
     "exported",
 )
 _LONGEST_NAME = 200  # of a run; file systems end at 255, and a lock has a longer one
-_SLOW_DAYS = 1 / 24  # from here on a run on a CPU is started with a warning
+_SLOW_SECONDS = 3600  # from here on a run on a CPU is started with a warning
+_LARGE_FLOPS = 1e14  # from here on it is worth a moment to measure how fast this CPU is
 
 
 @dataclass
 class Job:
     """One run as the command line asked for it; `result` is set when it had finished before."""
 
-    recipe: Recipe
+    recipe: Recipe  # with nothing left to `auto`
     run: str
     out: Path
+    fused: bool = False  # attention in one kernel
     result: dict | None = None
+
+    @property
+    def logs(self) -> Path:
+        return self.out / "logs" / self.run
+
+    @property
+    def saved(self) -> Path:
+        return self.out / "checkpoints" / self.run
 
 
 @contextlib.contextmanager
 def prepare(description: str):
     """Read the command line, say what was chosen, fetch what is missing; gives the Job and keeps its run locked.
 
-    Exits after --list and --dry_run.
+    Exits after --list, --dry_run and --fetch_only.
     """
     options = parse(_parser(description))
     if options.list:
-        _print_list()
+        for recipe in RECIPES.values():
+            print(f"{recipe.name:28} {recipe.summary}")
         sys.exit(0)
-    changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
-    recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() else SMALL), **changes)
+    recipe = _recipe(options)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
     _check_run_name(job.run)
-    if recipe.batch_size < distributed.size():
-        raise UserError(f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes, of which "
-                        "each needs an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")  # fmt: skip
-    why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
-    chosen = "" if options.recipe else f" (chosen because {why})"
-    say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
-    if changes:
-        say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
-    device = choose_device(recipe.device)
-    _check_precision(recipe.precision, device)
-    say("device", f"{device}, {recipe.precision}{distributed.described()}" + " (auto)" * (recipe.device == "auto"))
-    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
-    recipe = job.recipe = plan.with_epochs(recipe, sizes)
-    config = recipe.network(sizes.classes)
-    _check_batch_norm(recipe, config)
-    planned = plan.make_plan(recipe, config, sizes, distributed.size())
+    if options.gpu and not options.dry_run:
+        raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
+    device = choose_device("cpu" if options.gpu else recipe.device)
+    planned = _settle(job, device, options.gpu, options.dry_run)
     if options.dry_run:
-        if distributed.is_main():
-            _print_plan(job, planned, device)
+        _print_plan(job, planned)
+        sys.exit(0)
+    if options.fetch_only:
+        _fetch(job.recipe)
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
@@ -93,14 +95,85 @@ def prepare(description: str):
             if options.restart:
                 _set_aside(job)
             if _result_of_finished(job) is None:
-                _before_training(job, device, planned)
+                _fetch_pretrained(job.recipe)
         distributed.wait()
         job.result = _result_of_finished(job)
-        distributed.same_everywhere(job.result is None, f"{job.out}: the processes see different files there; give "
-                                 "--out a folder that all nodes share")  # fmt: skip
+        distributed.same_everywhere(
+            job.result is None,
+            f"{job.out}: the processes see different files there; give --out a folder that all nodes share",
+        )
         if job.result is not None:
             say("finished", "this run was trained before; its result stands below (--restart trains it again)")
         yield job
+
+
+def _recipe(options) -> Recipe:
+    changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
+    recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() or options.gpu else SMALL), **changes)
+    if recipe.batch_size < distributed.size():
+        raise UserError(
+            f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes, of which each needs "
+            "an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it"
+        )
+    chosen = ""
+    if not options.recipe:
+        why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
+        chosen = f" (chosen because {why})"
+    say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
+    if changes:
+        say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
+    return recipe
+
+
+def _settle(job: Job, device: str, gpu_text: str, dry_run: bool) -> plan.Plan:
+    """Choose precision, micro-batch and attention for this machine, or for the GPU that --gpu names; say them."""
+    recipe, gpu = job.recipe, None
+    if gpu_text:
+        gpu, device = plan.gpu_named(gpu_text), f"as on {gpu_text}"
+    elif device != "cpu":
+        gpu = plan.gpu_here()
+    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
+    recipe = plan.with_epochs(recipe, sizes)
+    config = recipe.network(sizes.classes)
+    if recipe.precision == "auto":
+        recipe = dataclasses.replace(recipe, precision=_recorded(job, "precision") or "auto")
+    wished = job.recipe
+    recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
+    if not dry_run:
+        _check_precision(recipe.precision, gpu)
+    _check_batch_norm(recipe, config)
+    job.fused = recipe.precision != "fp32" and gpu is not None and gpu.fused and not has_batch_norm(config)
+    planned = plan.make_plan(recipe, config, sizes, distributed.size(), job.fused)
+    auto = [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]
+    text = f"{device}, {recipe.precision}, micro-batches of {recipe.micro_batch_size}"
+    if job.fused:
+        text += ", fused attention"
+    if auto:
+        text += f" (auto: {', '.join(auto)})"
+    say("device", text + distributed.described())
+    if gpu is not None:
+        _say_costs(recipe, planned, gpu)
+    elif not dry_run and planned.flops_training > _LARGE_FLOPS:
+        seconds, estimate = plan.on_cpu(planned)
+        if seconds >= _SLOW_SECONDS:
+            say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
+    return planned
+
+
+def _say_costs(recipe: Recipe, planned: plan.Plan, gpu: plan.Gpu) -> None:
+    need = planned.memory_bytes / 2**30
+    say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
+    if need > gpu.gib:
+        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
+    say("time", plan.hours(planned, recipe, gpu))
+
+
+def _recorded(job: Job, name: str):
+    """A setting of the run of that name, where there is one: what was chosen once is kept."""
+    try:
+        return json.loads((job.logs / "run.json").read_text())["recipe"][name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager
@@ -111,38 +184,24 @@ def _locked(job: Job):
         return
 
     def busy(holder):
-        raise UserError(f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another "
-                        "--run NAME")  # fmt: skip
+        raise UserError(
+            f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another --run NAME"
+        )
 
     check_writable(job.out)
-    folder = job.out / "checkpoints" / job.run
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock"), busy):
+    job.saved.parent.mkdir(parents=True, exist_ok=True)
+    with locked(job.saved.with_name(f".{job.saved.name}.lock"), busy):
         yield
 
 
-def _before_training(job: Job, device: str, planned: plan.Plan) -> None:
-    if device == "cpu":
-        days, estimate = planned.estimate(plan.measured_flops_per_second())
-        if days >= _SLOW_DAYS:
-            say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
-    for pretrained in (job.recipe.pretrained, job.recipe.second_pretrained):
-        if pretrained:
-            _fetch_pretrained(Path(pretrained))
-
-
 def finish(job: Job) -> None:
-    """Draw the curves and say where everything is."""
+    """Print the result, say where everything is, draw the curves."""
     if not distributed.is_main():
         return
-    from reproduce import plot  # here, as pandas, SciPy and matplotlib cost the start of a run a second
-
-    picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
     best, last = job.result.get("best"), job.result["last"]
-    weights = job.out / "checkpoints" / job.run / ("best.pdparams" if best else "last.pdparams")
     if best:
-        what = {"validation": "the validation images, as there are no test images,", "all": "all images, as none are "
-                "held out,"}.get(job.result.get("test_is"), "test")  # fmt: skip
+        names = {"validation": "the validation images (there are no test images)", "all": "all images (none held out)"}
+        what = names.get(job.result.get("test_is"), "test")
         say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): {what} {describe(best['test'])}")
         for network in ("first", "second"):
             if f"test_{network}" in best:
@@ -150,24 +209,23 @@ def finish(job: Job) -> None:
         say("last", f"step {last['step']:,}: {what} {describe(last['test'])}")
     else:
         say("last", f"step {last['step']:,}, not evaluated (--eval_every 0)")
-    say(
-        "evidence",
-        f"{_shown(job.out / 'logs' / job.run)}/ (run.json, metrics.jsonl{', predictions.npz' if best else ''})",
-    )
-    say("curves", _shown(picture))
-    say(
-        "evaluate",
-        shlex.join(
-            [
-                "bash",
-                "run_eval.sh",
-                str(_shown(weights)),
-                *(["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []),
-            ]
-        ),
-    )
+    say("evidence", f"{_shown(job.logs)}/ (run.json, metrics.jsonl{', predictions.npz' if best else ''})")
+    weights = _shown(job.saved / ("best.pdparams" if best else "last.pdparams"))
+    data_dir = ["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []
+    say("evaluate", shlex.join(["bash", "run_eval.sh", str(weights), *data_dir]))
     board = "" if job.out == ROOT else f" --logdir {shlex.quote(str(job.out / 'logs'))}"
     say("dashboard", f"bash run_board.sh{board}")
+    _draw(job)
+
+
+def _draw(job: Job) -> None:
+    from reproduce import curves  # here, as matplotlib costs the start of a run a second
+
+    picture = job.out / "images" / f"{job.run}.png"
+    try:
+        say("curves", str(_shown(curves.draw_run(job.logs, picture))))
+    except Exception as error:  # a picture ends no run
+        say("note", f"{picture} could not be drawn ({error})")
 
 
 def run_name(recipe: Recipe) -> str:
@@ -188,18 +246,22 @@ def run_name(recipe: Recipe) -> str:
 def _check_run_name(run: str) -> None:
     parts = Path(run).parts
     if not parts or Path(run).is_absolute() or ".." in parts or str(Path(run)) in _NO_RUNS:
-        raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of "
-                        f"{', '.join(_NO_RUNS)}")  # fmt: skip
+        raise UserError(
+            f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {', '.join(_NO_RUNS)}"
+        )
 
 
-def _check_precision(precision: str, device: str) -> None:
-    if precision != "fp32" and device == "cpu":
-        raise UserError(f"--precision {precision}: Paddle's CPU build has no {precision} matrix product; "
-                        "use --precision fp32 or a GPU")  # fmt: skip
-    supported = {"bf16": paddle.amp.is_bfloat16_supported, "fp16": paddle.amp.is_float16_supported}
-    if precision in supported and not supported[precision]():
-        raise UserError(f"--precision {precision}: this GPU cannot compute in it, and Paddle would take fp32 "
-                        "without a word; use --precision fp32")  # fmt: skip
+def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
+    if precision != "fp32" and gpu is None:
+        raise UserError(
+            f"--precision {precision}: Paddle's CPU build has no {precision} matrix product; use --precision fp32 or a "
+            "GPU"
+        )
+    if precision == "bf16" and not gpu.bf16:
+        raise UserError(
+            f"--precision bf16: {gpu.name} cannot compute in it, and Paddle would take fp32 without a word; use fp16 "
+            "or fp32"
+        )
 
 
 def _check_batch_norm(recipe: Recipe, config) -> None:
@@ -209,11 +271,15 @@ def _check_batch_norm(recipe: Recipe, config) -> None:
     if recipe.recompute:
         raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
     if distributed.size() > 1:
-        raise UserError(f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics "
-                        "are those of the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0")  # fmt: skip
+        raise UserError(
+            f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics are those of "
+            "the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0"
+        )
     if recipe.micro_batch_size < recipe.batch_size:
-        raise UserError(f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics "
-                        f"of the whole batch of {recipe.batch_size}; give both the same")  # fmt: skip
+        raise UserError(
+            f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics of the "
+            f"whole batch of {recipe.batch_size}; give both the same"
+        )
 
 
 def check_writable(out: Path) -> None:
@@ -230,12 +296,12 @@ def check_writable(out: Path) -> None:
 
 
 def _parser(description: str) -> Parser:
-    parser = Parser(
-        prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", help="a name that --list prints; without one the headline or digits")
     parser.add_argument("--list", action="store_true", help="print the recipes")
     parser.add_argument("--dry_run", action="store_true", help="print everything about the run without running it")
+    parser.add_argument("--gpu", default="", help='with --dry_run: another GPU, such as "A100 40GB", or its GiB')
+    parser.add_argument("--fetch_only", action="store_true", help="fetch data and weights, then end (no GPU needed)")
     parser.add_argument("--run", help="name of the run; default: recipe, changed settings and seed")
     parser.add_argument("--restart", action="store_true", help="set a run of that name aside and start over")
     parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
@@ -243,55 +309,61 @@ def _parser(description: str) -> Parser:
     return parser
 
 
-def _print_list() -> None:
-    for recipe in RECIPES.values():
-        print(f"{recipe.name:28} {recipe.summary}")
-
-
-def _print_plan(job: Job, planned: plan.Plan, device: str) -> None:
+def _print_plan(job: Job, planned: plan.Plan) -> None:
     recipe = job.recipe
-    for line in plan.describe(recipe, planned):
-        print(line)
-    if device == "cpu":
-        say("time", planned.estimate(plan.measured_flops_per_second())[1])
+    for what, text in plan.describe(recipe, planned):
+        say(what, text)
+    if paddle.get_device() == "cpu" and recipe.precision == "fp32":
+        say("time", plan.on_cpu(planned)[1])
     for path, address in plan.needed_files(recipe).items():
-        missing = f"missing; will be fetched from {address}" if address else "missing; put it there"
-        say("file", f"{_shown(path)}: {'there' if path.exists() else missing}")
+        state = "there"
+        if not path.exists():
+            state = f"missing; will be fetched from {address}" if address else "missing; put it there"
+        say("file", f"{_shown(path)}: {state}")
     say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
 
 
-def _fetch_pretrained(path: Path) -> None:
-    if path.exists():
-        return
-    url = PRETRAINED_URLS.get(path.name)
-    if url is None or path.resolve().parent != ROOT / "checkpoints" / "pretrained":  # elsewhere it is a slip
-        raise UserError(f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)")
-    fetch(url, path)
+def _fetch(recipe: Recipe) -> None:
+    """Data and weights onto this machine's disk, for nodes that have no internet."""
+    _fetch_pretrained(recipe)
+    load_dataset(recipe.dataset, recipe.data_dir, **recipe.split(), strict=recipe.strict, workers=recipe.workers)
+    for path in plan.needed_files(recipe):
+        say("file", f"{_shown(path)}: there")
+
+
+def _fetch_pretrained(recipe: Recipe) -> None:
+    for path in (Path(text) for text in (recipe.pretrained, recipe.second_pretrained) if text):
+        if path.exists():
+            continue
+        url = PRETRAINED_URLS.get(path.name)
+        if url is None or path.resolve().parent != ROOT / "checkpoints" / "pretrained":  # elsewhere it is a slip
+            raise UserError(f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)")
+        fetch(url, path)
 
 
 def _result_of_finished(job: Job) -> dict | None:
     """The result of a run of the same name and meaning that went to its end, None otherwise."""
-    header_file = job.out / "logs" / job.run / "run.json"
-    weights = job.out / "checkpoints" / job.run / "last.pdparams"
+    header_file = job.logs / "run.json"
     if not header_file.exists():
         return None
     try:
         header = json.loads(header_file.read_text())
         header["recipe"].items(), header["finished"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{header_file}: is damaged; remove it (the run then continues from its checkpoints)") from None
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
     if not header["finished"]:
         return None
-    if not weights.exists():
-        raise UserError(f"{header_file.parent}: holds the record of a finished run whose weights are not here; say "
-                        "--restart to set it aside and train again, or choose another --run NAME")  # fmt: skip
+    if not (job.saved / "last.pdparams").exists():
+        raise UserError(
+            f"{header_file.parent}: holds the record of a finished run whose weights are not here; say --restart to "
+            "set it aside and train again, or choose another --run NAME"
+        )
     return header["result"]
 
 
 def _set_aside(job: Job) -> None:
-    for kind in ("logs", "checkpoints"):
-        folder = job.out / kind / job.run
+    for kind, folder in (("logs", job.logs), ("checkpoints", job.saved)):
         if folder.exists():
             number = 1
             while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():

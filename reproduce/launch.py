@@ -26,8 +26,7 @@ import paddle
 from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
-from reproduce.cli import has_gpu, run_command
-from reproduce.stop import SIGNALS
+from reproduce.cli import SIGNALS, has_gpu, run_command
 
 _FAILED = re.compile(r"Container rank (\d+) status failed .* code (-?\d+) log ")
 _ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr

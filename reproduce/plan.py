@@ -1,42 +1,92 @@
-"""What a run will take before it takes it: parameters, operations, memory, files. Printed by `--dry_run`."""
+"""What a run will take before it takes it, and what is chosen from that: precision and micro-batch.
+
+bash run_train.sh RECIPE --dry_run                    for this machine
+bash run_train.sh RECIPE --dry_run --gpu "A100 40GB"  for another one; a number alone is its memory in GiB
+"""
 
 import dataclasses
+import functools
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import paddle
 
+from common.errors import UserError
 from data import Sizes, dataset_files
-from models import Config, TwoNetworksConfig, resnet
+from models import Config, TwoNetworksConfig, count_parameters, resnet
 from models.vit import ViTConfig
 from models.weights import PRETRAINED_URLS
 from reproduce.recipes import Recipe
 
-_GPU_SIZES = (8, 12, 16, 24, 32, 40, 80)  # GiB
 _TO_USE = 0.8  # of a GPU's memory; the rest is left to the framework and to fragments
-_MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-_ENOUGH = 4  # images of a micro-batch from which on computing twice is the worse choice
-_BYTES = 4  # float32; mixed precision keeps float32 weights and momentum and halves the activations
+_ON_CPU = 32  # micro-batch of `auto`
+_LARGEST = 256
+_SHARES_OF_PEAK = (0.4, 0.2)  # that training of a ViT reaches on a GPU
 
 
-class Counts(NamedTuple):
-    """Of a network, or of two side by side."""
+@dataclass(frozen=True)
+class Gpu:
+    """A card: its memory, and the peaks of its makers' data sheets, dense, in TFLOP/s."""
 
-    parameters: int
-    flops_per_image: int  # forward; a multiply-add counts as 2
-    activations: int  # numbers that one image's forward pass keeps for the backward pass
-    activations_recomputed: int  # the same with recompute
+    name: str
+    gib: float
+    peak_16: float = 0.0  # bf16, or fp16 where there is no bf16; 0 = not known
+    peak_32: float = 0.0
+    bf16: bool = True
+    fused: bool = True  # has PaddlePaddle's fused attention: compute capability 8.0 on
+
+
+_CARDS = (
+    Gpu("H200", 141, 989, 67),
+    Gpu("H100", 80, 989, 67),
+    Gpu("A100", 40, 312, 19.5),
+    Gpu("L40S", 48, 362, 91.6),
+    Gpu("A6000", 48, 155, 38.7),
+    Gpu("A10", 24, 125, 31.2),
+    Gpu("4090", 24, 165, 82.6),
+    Gpu("3090", 24, 71, 35.6),
+    Gpu("V100", 32, 125, 15.7, bf16=False, fused=False),
+    Gpu("T4", 16, 65, 8.1, bf16=False, fused=False),
+)
+
+
+def gpu_here() -> Gpu:
+    """The current GPU of Paddle, with its peaks where the card is known."""
+    found = paddle.device.cuda.get_device_properties()
+    card = _known(found.name) or Gpu(found.name, 0)
+    return dataclasses.replace(
+        card,
+        name=found.name,
+        gib=found.total_memory / 2**30,
+        bf16=paddle.amp.is_bfloat16_supported(),
+        fused=found.major >= 8,
+    )
+
+
+def gpu_named(text: str) -> Gpu:
+    """The card that `--gpu` names, such as "A100 40GB", "H100" or "24". Raises UserError for one that is not known."""
+    card, size = _known(text), re.search(r"(?<![A-Za-z\d])(\d+) *(?:GB|GiB)?$", text.strip(), re.IGNORECASE)
+    if size and (card is None or size[1] != card.name):
+        return dataclasses.replace(card or Gpu(f"{size[1]} GiB", 0), gib=float(size[1]))
+    if card is None:
+        raise UserError(f"--gpu {text}: known are {', '.join(each.name for each in _CARDS)}; or give its memory in GiB")
+    return card
+
+
+def _known(name: str) -> Gpu | None:
+    words = re.split(r"[^A-Za-z0-9]+", name.upper())
+    return next((card for card in _CARDS if card.name in words), None)
 
 
 @dataclass(frozen=True)
 class Plan:
     """Counts of a run. FLOPs are those of the matrix products; a backward pass costs twice a forward pass."""
 
-    counts: Counts
+    parameters: int
     tokens: int  # of one image; 0 in a convolutional network
     train_images: int
     epochs: float
@@ -45,35 +95,7 @@ class Plan:
     flops_per_step: int
     flops_training: int
     flops_evaluation: int
-    memory_bytes: int
-
-    def estimate(self, flops_per_second: float) -> tuple[float, str]:
-        """Days that the matrix products alone take at this speed, and a sentence about them."""
-        training, evaluation = (
-            work / flops_per_second / 86_400 for work in (self.flops_training, self.flops_evaluation)
-        )
-        return training + evaluation, (
-            f"at least {_duration(training)} of training and {_duration(evaluation)} of evaluation on this CPU "
-            f"(matrix products at the measured {flops_per_second / 1e9:.0f} GFLOP/s)"
-        )
-
-
-def _duration(days: float) -> str:
-    for size, unit in ((1, "days"), (1 / 24, "hours"), (1 / 1440, "minutes")):
-        if days >= 2 * size:
-            return f"{days / size:,.0f} {unit}"
-    return f"{days * 86_400:.0f} seconds"
-
-
-def count(config: Config) -> Counts:
-    """By formula for a ViT; a convolutional network is built and run once."""
-    if isinstance(config, TwoNetworksConfig):
-        return Counts(*map(sum, zip(count(config.first), count(config.second), strict=True)))
-    if isinstance(config, ViTConfig):
-        return Counts(count_parameters(config), config.flops_per_image(), activation_numbers(config),
-                      recompute_numbers(config))  # fmt: skip
-    parameters, operations, kept = resnet.measure(config)
-    return Counts(parameters, operations, kept, kept)
+    memory_bytes: int  # of one process
 
 
 def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
@@ -84,15 +106,49 @@ def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
     return dataclasses.replace(recipe, num_steps=recipe.num_epochs * steps, eval_every=steps)
 
 
-def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1) -> Plan:
-    """Count what `recipe` takes on the network `config` and on so many images, with that many processes."""
-    counts = count(config)
-    views = 1 if recipe.second_model else recipe.num_views
-    shared = config.flops_before(recipe.views_split_at) if isinstance(config, ViTConfig) and views == 2 else 0
-    per_step = 3 * (counts.flops_per_image * views - shared) * recipe.batch_size
+def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> Recipe:
+    """The recipe with `auto` precision and micro-batch replaced by what this GPU, or the CPU (None), computes best.
+
+    Raises UserError when not even one image fits.
+    """
+    if recipe.precision == "auto":
+        recipe = dataclasses.replace(recipe, precision="bf16" if gpu is not None and gpu.bf16 else "fp32")
+    if recipe.micro_batch_size:
+        return recipe
+    share = math.ceil(recipe.batch_size / processes)
+    if gpu is None:
+        return dataclasses.replace(recipe, micro_batch_size=min(_ON_CPU, share))
+    size = largest_micro_batch(recipe, config, gpu)
+    if size == 0:
+        need = memory_bytes(recipe, config, 1, gpu.fused) / 2**30
+        raise UserError(
+            f"{recipe.name} needs about {need:.0f} GiB for one image in {recipe.precision}, {gpu.name} has "
+            f"{gpu.gib:.0f}; say --recompute true, or a smaller --image_size or --model"
+        )
+    return dataclasses.replace(recipe, micro_batch_size=min(size, share))
+
+
+def largest_micro_batch(recipe: Recipe, config: Config, gpu: Gpu) -> int:
+    """The largest power of two of images that fit; 0 when not one does."""
+    size = _LARGEST
+    while size and memory_bytes(recipe, config, size, gpu.fused) > _TO_USE * gpu.gib * 2**30:
+        size //= 2
+    return size
+
+
+def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1, fused: bool = True) -> Plan:
+    """Count what `recipe`, resolved, takes on the network `config` and on so many images, with that many processes."""
+    per_image = flops_per_image(config)
+    views = recipe.num_views
+    if recipe.second_model:
+        views = 1  # each network sees an image once
+    shared = 0
+    if views == 2 and isinstance(config, ViTConfig):
+        shared = config.flops_by_part()["patch embedding"]  # before the first dropout
+    per_step = 3 * (per_image * views - shared) * recipe.batch_size
     share = math.ceil(recipe.batch_size / processes)
     return Plan(
-        counts=counts,
+        parameters=_parameters(config),
         tokens=getattr(config, "tokens", 0),
         train_images=sizes.train,
         epochs=recipe.num_steps * recipe.batch_size / sizes.train,
@@ -100,39 +156,63 @@ def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1) 
         micro_batches=math.ceil(share / recipe.micro_batch_size),
         flops_per_step=per_step,
         flops_training=per_step * recipe.num_steps,
-        flops_evaluation=counts.flops_per_image * evaluated_images(recipe, sizes),
-        memory_bytes=memory_bytes(recipe, counts, min(recipe.micro_batch_size, share)),
+        flops_evaluation=per_image * evaluated_images(recipe, sizes),
+        memory_bytes=memory_bytes(recipe, config, min(recipe.micro_batch_size, share), fused),
     )
 
 
-def memory_bytes(recipe: Recipe, counts: Counts, micro_batch_size: int) -> int:
-    """Memory of one process: weights, gradients, the optimizer's, and the activations of one micro-batch."""
-    bytes_each = _BYTES if recipe.precision == "fp32" else _BYTES // 2
-    numbers = counts.activations_recomputed if recipe.recompute else counts.activations
-    images = micro_batch_size * (1 if recipe.second_model else recipe.num_views)
-    copies = 4 if recipe.optimizer == "adam" else 3
-    return copies * counts.parameters * _BYTES + images * numbers * bytes_each
+_measured = functools.lru_cache(resnet.measure)
+_parameters = functools.lru_cache(count_parameters)
 
 
-def settings_by_memory(recipe: Recipe, counts: Counts) -> list[str]:
-    """For GPUs of several sizes the options that fit, a line each: large micro-batches, recompute where none would fit.
+def flops_per_image(config: Config) -> int:
+    """Of one forward pass, of both networks where there are two."""
+    if isinstance(config, TwoNetworksConfig):
+        return flops_per_image(config.first) + flops_per_image(config.second)
+    return config.flops_per_image() if isinstance(config, ViTConfig) else _measured(config)[1]
 
-    A fifth of the memory is left to the framework and to fragments.
+
+def memory_bytes(recipe: Recipe, config: Config, images: int, fused: bool) -> int:
+    """Of one process: weights, gradients, the optimizer's, and what a micro-batch keeps for the backward pass."""
+    precision = recipe.precision
+    parameters, copies = _parameters(config), 4 if recipe.optimizer == "adam" else 3
+    each = 4 * copies
+    if precision != "fp32":
+        each += 2  # the 16-bit cast of the weights
+    views = 1 if recipe.second_model else recipe.num_views
+    return each * parameters + images * views * activation_bytes(config, precision, fused, recipe.recompute)
+
+
+def activation_bytes(config: Config, precision: str, fused: bool, recompute: bool = False) -> int:
+    """What one image keeps for the backward pass; an upper estimate.
+
+    In fp32 four bytes a number. In 16 bits (AMP O1) layer_norm and softmax compute in fp32, the residual is promoted
+    to fp32, and each product keeps a 16-bit cast of its input. Fused attention, used with 16 bits, keeps no weights.
     """
-    return [
-        f"{gib:>9} GiB: "
-        + " or ".join(_fitting_options(recipe, counts, precision, gib) for precision in ("fp32", "bf16"))
-        for gib in _GPU_SIZES
-    ]
+    if isinstance(config, TwoNetworksConfig):
+        return sum(activation_bytes(each, precision, fused, recompute) for each in (config.first, config.second))
+    if not isinstance(config, ViTConfig):
+        return 4 * _measured(config)[2]
+    block = _block_bytes(config, precision, fused)
+    first_and_last = 4 * (4 * config.tokens * config.width + 3 * config.image_size**2)  # there the class token alone
+    if recompute:
+        return 4 * config.depth * config.tokens * config.width + block + first_and_last
+    return (config.depth - 1) * block + first_and_last
 
 
-def _fitting_options(recipe: Recipe, counts: Counts, precision: str, gib: int) -> str:
-    for recompute in (False, True):
-        trial = dataclasses.replace(recipe, precision=precision, recompute=recompute)
-        sizes = [n for n in _MICRO_BATCHES if memory_bytes(trial, counts, n) <= _TO_USE * gib * 2**30]
-        if sizes and (max(sizes) >= _ENOUGH or recompute):
-            return f"--precision {precision} --micro_batch_size {max(sizes)}" + " --recompute true" * recompute
-    return f"nothing in {precision}"
+def _block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
+    t, d, m = config.tokens, config.width, config.mlp_width
+    masks = t * m + t * d if config.dropout else 0  # a byte a number
+    weights = config.heads * t * t
+    if precision == "fp32":
+        # input, its norm, q, k, v, output; input, its norm; before and after GELU
+        return 4 * (weights + 8 * t * d + 2 * t * m) + masks
+    if fused:
+        attention = 4 * config.heads * t  # a sum for each query
+    else:
+        attention = 6 * weights  # softmax in fp32, its 16-bit cast
+    # two residuals in fp32; the casts of the norms for q, k, v and fc1; q, k, v, output
+    return attention + 8 * t * d + 2 * (8 * t * d + 2 * t * m) + masks
 
 
 def evaluated_images(recipe: Recipe, sizes: Sizes) -> int:
@@ -140,43 +220,42 @@ def evaluated_images(recipe: Recipe, sizes: Sizes) -> int:
     if not recipe.eval_every:
         return 0
     validations = math.ceil(recipe.num_steps / recipe.eval_every)
+    tests = 0
     if recipe.select_on == "test":
         tests = validations
-    else:
-        tests = (recipe.num_steps - 1) // recipe.test_every if recipe.test_every else 0
+    elif recipe.test_every:
+        tests = (recipe.num_steps - 1) // recipe.test_every
     tests += 2  # the best and the last weights
     passes = 2 if recipe.second_model else 1  # of each network, which are evaluated alone and together
     return passes * (validations * sizes.validation + tests * sizes.test)
 
 
-def count_parameters(config: ViTConfig) -> int:
-    """Numbers that are trained."""
-    d, m = config.width, config.mlp_width
-    embedding = 3 * config.patch_size**2 * d + d + d + config.tokens * d
-    qkv_bias = 3 * d if config.qkv_bias else 0
-    block = 4 * d + (4 * d * d + d + qkv_bias) + (2 * d * m + m + d)
-    return embedding + config.depth * block + 2 * d + d * config.num_classes + config.num_classes
+def hours(plan: Plan, recipe: Recipe, gpu: Gpu) -> str:
+    """How long training and evaluation take on these GPUs, a sentence; says so when the card's speed is not known."""
+    peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
+    if not peak:
+        return f"not known for {gpu.name}; after 20 updates the run says how long it takes"
+    work = (plan.flops_training + plan.flops_evaluation) / plan.processes
+    low, high = (work / (peak * 1e12 * share) for share in _SHARES_OF_PEAK)
+    return (
+        f"{duration(low)} to {duration(high)} at 40 to 20 % of the peak of {gpu.name} in {recipe.precision} (estimate)"
+    )
 
 
-def activation_numbers(config: ViTConfig) -> int:
-    """Numbers that one image's forward pass keeps for the backward pass: what each layer needs of its input.
-
-    As Paddle's own layers keep it; in training on a CPU the hidden layers keep no mask (models/fast_cpu.py).
-    An upper estimate: for ViT-B/16 at 384 px, two views of 3 images and the rest came to 3.6 GiB on a CPU, 4.1 by
-    this count.
-    """
-    t, d, m = config.tokens, config.width, config.mlp_width
-    mask = 0.25 if config.dropout else 0  # one byte a number
-    attention = config.heads * t * t + 6 * t * d  # weights; input, its norm, query, key, value, output
-    mlp = 2 * t * d + 2 * t * m + mask * (t * m + t * d)  # input, its norm; before and after GELU and dropout
-    last = 4 * t * d  # input, its norm, key, value; the rest there is of the class token alone
-    return int((config.depth - 1) * (attention + mlp) + last + 3 * config.image_size**2)
+def on_cpu(plan: Plan) -> tuple[float, str]:
+    """Seconds that the matrix products alone take on this CPU, and a sentence about them."""
+    speed = measured_flops_per_second()
+    training, evaluation = plan.flops_training / speed, plan.flops_evaluation / speed
+    text = f"at least {duration(training)} of training and {duration(evaluation)} of evaluation on this CPU"
+    return training + evaluation, f"{text} (matrix products at the measured {speed / 1e9:.0f} GFLOP/s)"
 
 
-def recompute_numbers(config: ViTConfig) -> int:
-    """As `activation_numbers`, when only the input of each block is kept and one block at a time is computed anew."""
-    inputs = config.depth * config.tokens * config.width
-    return inputs + activation_numbers(dataclasses.replace(config, depth=2))
+def duration(seconds: float) -> str:
+    """Such as "3 hours", in the largest unit of which there are at least two."""
+    for length, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def measured_flops_per_second() -> float:
@@ -201,26 +280,30 @@ def needed_files(recipe: Recipe) -> dict[Path, str]:
     return files
 
 
-def describe(recipe: Recipe, plan: Plan) -> list[str]:
-    """The plan as lines for people."""
-    views, tokens = recipe.num_views, plan.tokens
+def describe(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
+    """The plan as lines for people: (what, text)."""
+    networks, size = recipe.model, f"{recipe.image_size} px"
+    if recipe.second_model:
+        networks += f" and {recipe.second_model}"
+    if plan.tokens:
+        size += f" = {plan.tokens} tokens"
     at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / plan.processes))
-    networks = recipe.model + f" and {recipe.second_model}" * bool(recipe.second_model)
-    amount = f" = {recipe.batch_size * views * tokens:,} tokens" if tokens else ""
-    lines = [
-        f"network:    {networks}, {plan.counts.parameters:,} parameters, {recipe.image_size} px"
-        + f" = {tokens} tokens" * bool(tokens),
-        f"samples:    {plan.train_images:,} training images ({recipe.dataset}), {plan.epochs:.1f} epochs",
-        f"step:       {recipe.batch_size} images x {views} view{'s' * (views > 1)}{amount}, in {plan.micro_batches} "
-        f"micro-batch{'es' * (plan.micro_batches > 1)} of up to {at_once}"
-        + f" on each of {plan.processes} processes"
-        * (plan.processes > 1),
-        f"work:       {plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps, "
-        f"{plan.flops_evaluation:.3e} in evaluation (matrix products)",
-        f"memory:     about {plan.memory_bytes / 2**30:.2g} GiB a process in {recipe.precision} (estimate: weights, "
-        "gradients, optimizer, activations of one micro-batch)",
+    step = f"{recipe.batch_size} images x {recipe.num_views} view(s), in {plan.micro_batches} micro-batch(es)"
+    step += f" of up to {at_once}"
+    if plan.processes > 1:
+        step += f" on each of {plan.processes} processes"
+    return [
+        ("network", f"{networks}, {plan.parameters:,} parameters, {size}"),
+        ("samples", f"{plan.train_images:,} training images ({recipe.dataset}), {plan.epochs:.1f} epochs"),
+        ("step", step),
+        (
+            "work",
+            f"{plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps, "
+            f"{plan.flops_evaluation:.3e} in evaluation (matrix products)",
+        ),
+        (
+            "memory",
+            f"about {plan.memory_bytes / 2**30:.2g} GiB a process in {recipe.precision} (estimate: weights, gradients, "
+            "optimizer, activations of one micro-batch)",
+        ),
     ]
-    if tokens and plan.memory_bytes > _TO_USE * _GPU_SIZES[0] * 2**30:
-        lines.append("settings by GPU memory, from the same estimate (what the run means stays, but bf16 rounds):")
-        lines += settings_by_memory(recipe, plan.counts)
-    return lines

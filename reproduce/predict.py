@@ -18,9 +18,9 @@ from paddle.nn import functional as F
 from common.errors import UserError
 from data import CLASSES, FROM_FILES, dataset_files, load_dataset
 from data.augment import SCALES
-from data.csv_table import visible
 from data.folders import SUFFIXES, ImageFiles, read_image
 from data.in_memory import InMemory
+from data.tables import visible
 from models.weights import Weights, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 

@@ -1,4 +1,4 @@
-"""R-Drop: two views of the same images and the loss that keeps their predictions together."""
+"""The R-Drop loss: cross-entropy of two views of the same images, and the KL that keeps their predictions together."""
 
 from typing import NamedTuple
 
@@ -14,25 +14,6 @@ class RDropLoss(NamedTuple):
     loss: paddle.Tensor
     cross_entropy: paddle.Tensor  # mean over samples and views
     kl: paddle.Tensor  # mean over samples of [KL(P1||P2) + KL(P2||P1)] / 2; 0 for one view
-
-
-def views(models, images, num_views: int = 2):
-    """The two views of `images` (B, 3, S, S): a pair of logits (B, classes), the second None for one view.
-
-    `models` is one network, run once on [x; x] so that each copy draws its own dropout masks, or a pair of networks
-    that each see `images` once. A network with `takes_views` makes the copies itself, after what both share.
-    """
-    if isinstance(models, list | tuple):
-        first, second = models
-        return first(images), second(images)
-    if num_views == 1:
-        return models(images), None
-    if getattr(models, "takes_views", False):
-        logits = models(images, num_views=2)
-    else:
-        logits = models(paddle.concat([images, images]))
-    logits_a, logits_b = logits.chunk(2)
-    return logits_a, logits_b
 
 
 def rdrop_loss(logits_a, logits_b, labels, alpha, kl_sum_over=1, form="sum", pad_mask=None) -> RDropLoss:

@@ -21,8 +21,17 @@ from visualdl.writer.record_writer import RecordWriter
 from common.atomic import atomic_write
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 
-_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pandas", "matplotlib", "visualdl", "pillow",
-             "scikit-learn", "safetensors")  # fmt: skip
+_PACKAGES = (
+    "paddlepaddle",
+    "paddlepaddle-gpu",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "visualdl",
+    "pillow",
+    "scikit-learn",
+    "safetensors",
+)
 
 
 class RunLog:
@@ -53,9 +62,20 @@ class RunLog:
             self._broken = False
         except OSError as error:
             if not self._broken:
-                print(f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on, and the "
-                      "records are kept and written when there is room again", file=sys.stderr)  # fmt: skip
+                print(
+                    f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on, and the "
+                    "records are kept and written when there is room again",
+                    file=sys.stderr,
+                )
             self._broken = True
+
+    def note(self, **more) -> None:
+        """Put `more` into the header."""
+        self.header.update(more)
+        try:
+            self._write_header()
+        except OSError:
+            self._broken = True  # written with the next record
 
     def close(self, **more) -> None:
         """End the record; `more` goes into the header."""
@@ -100,6 +120,12 @@ class RunLog:
 
 class NoLog:
     """What the processes besides the first one have."""
+
+    def __init__(self):
+        self.header = {}
+
+    def note(self, **more) -> None:
+        self.header.update(more)
 
     def add(self, step: int, values: dict) -> None:
         pass

@@ -2,8 +2,9 @@
 
     bash run_train.sh --study digits                      10 seeds of six arms, one run after the other
     bash run_train.sh --study digits --jobs 2             two runs at a time, each on half of the cores: sooner done
-    bash run_train.sh --study digits --list               its arms, and which runs are finished
-    bash run_train.sh --study cifar100 --jobs 2 --data_dir DIR --pretrained FILE
+    bash run_train.sh --study digits --list               its arms, how long it takes, which runs are finished
+    bash run_train.sh --study cifar100_fast --jobs 4      four GPUs, a run on each
+    bash run_train.sh --study cifar100_102 --jobs 2 --data_dir DIR --pretrained FILE
 
 Runs land in logs/study/ and checkpoints/study/; of several at a time each writes what it prints to
 checkpoints/study/NAME.txt. What is finished is left out, what was stopped continues, so the same
@@ -22,13 +23,15 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+import paddle
+
 from common.errors import UserError, near
 from common.processes import end_with_parent
-from reproduce import PROCESSOR_SETTINGS, ROOT
+from data import dataset_sizes
+from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings
-from reproduce.cli import Parser, parse, run_command, say
+from reproduce.cli import SIGNALS, Parser, Stopped, has_gpu, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
-from reproduce.stop import SIGNALS, Stopped
 
 
 @dataclass(frozen=True)
@@ -40,47 +43,60 @@ class Study:
     seeds: int
 
 
-def _arms(recipe: str, strengths: dict[str, dict]) -> dict[str, dict]:
-    """Baseline, the same with twice the steps (R-Drop's compute), two views without KL, R-Drop at some strengths."""
-    twice = {name: 2 * getattr(RECIPES[recipe], name) for name in ("num_steps", "warmup_steps", "eval_every")}
+def _arms(recipe: str, rdrop: dict[str, dict], twice_rate: float | None = None, **shared) -> dict[str, dict]:
+    """One view; one view for twice the steps (R-Drop's compute); two views without KL; R-Drop at some strengths.
+
+    `shared` are settings of all arms, `twice_rate` the peak rate of the second where it has one of its own.
+    """
+    twice = dict(shared)
+    for name in ("num_steps", "warmup_steps", "eval_every"):
+        twice[name] = 2 * shared.get(name, getattr(RECIPES[recipe], name))
+    if twice_rate is not None:
+        twice["learning_rate"] = twice_rate
     return {
-        "baseline": {"num_views": 1},
+        "baseline": {**shared, "num_views": 1},
         "baseline_twice": {"num_views": 1, **twice},
-        "two_views": {"alpha": 0.0},
-        **strengths,
+        "two_views": {**shared, "alpha": 0.0},
+        **{name: {**shared, **changes} for name, changes in rdrop.items()},
     }
 
 
-def _summed(times: int, **more) -> dict:
-    """The official code's alpha with the KL summed over micro-batches of `times` images: that many times as strong."""
-    return {"alpha": 0.3, "kl_sum_over": times, **more}
+def _with_more_images(arms: dict[str, dict], batch_size: int) -> dict[str, dict]:
+    """A third way to spend the compute of two views: one view of twice as many different images."""
+    return {**arms, f"baseline_{batch_size}": {**arms["baseline"], "batch_size": batch_size}}
 
 
-# the mean (the paper's text), the sum over 8 images (the Paddle port) and over 32 (the official code)
-_SUMS = {f"rdrop_x{times}": _summed(times) for times in (1, 8, 32)}
+# alpha 0.3; the KL a mean (the paper's text), summed over 8 images (the Paddle port), over 32 (the official code)
+_SUMS = {f"rdrop_x{n}": {"alpha": 0.3, "kl_sum_over": n} for n in (1, 8, 32)}
+_STRENGTHS = {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}
+# Rates and the strength of rdrop_best: logs/tuning, by the rule in docs/results.md.
+_102 = {"num_steps": 1600, "warmup_steps": 80, "eval_every": 200, "learning_rate": 0.02}
+_BEST_102 = {"rdrop_0.3": {"alpha": 0.3}, "rdrop_best": {"alpha": 0.1}}
+_FAST = {"rdrop_0.3": {"alpha": 0.3}, "rdrop_0.1": {"alpha": 0.1}}
 
 STUDIES = {
-    "digits": Study("digits", _arms("digits", {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}), seeds=10),
-    "cifar100": Study(
-        "cifar100_vit_ti16",
-        _arms("cifar100_vit_ti16", {
-            **_SUMS,
-            **{f"shared_{k}": _summed(1, views_split_at=k) for k in (6, 9, 11)},
-        }),
+    "digits": Study("digits", _arms("digits", _STRENGTHS), seeds=10),
+    "cifar100": Study("cifar100_vit_ti16", _arms("cifar100_vit_ti16", _SUMS), seeds=5),
+    "cifar100_few": Study("cifar100_vit_ti16_few", _arms("cifar100_vit_ti16_few", _SUMS), seeds=5),
+    "cifar100_102": Study(
+        "cifar100_vit_ti16_few",
+        _with_more_images(_arms("cifar100_vit_ti16_few", _BEST_102, twice_rate=0.01, **_102), 128),
         seeds=5,
     ),
-    "cifar100_few": Study("cifar100_vit_ti16_few", _arms("cifar100_vit_ti16_few", _SUMS), seeds=5),
-}  # fmt: skip
+    "cifar100_fast": Study(
+        "cifar100_vit_b16_fast", _with_more_images(_arms("cifar100_vit_b16_fast", _FAST), 128), seeds=5
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     name: str
     recipe: Recipe
     arguments: list[str]
 
 
-def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Run]:
+def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[StudyRun]:
     """Every run of the study, seed by seed, so that all arms are equally far when it is stopped."""
     study = STUDIES[name]
     parser = Parser()
@@ -88,37 +104,63 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Run
     changes = vars(parse(parser, more))
     for arm in arms:
         if clash := sorted(study.arms[arm].keys() & changes.keys()):
-            raise UserError(f"--{clash[0]}: the arm {arm} is defined by its own; leave it out, or choose other arms "
-                            "with --arm (--list shows what each sets)")  # fmt: skip
+            raise UserError(
+                f"--{clash[0]}: the arm {arm} is defined by its own; leave it out, or choose other arms with --arm "
+                "(--list shows what each sets)"
+            )
     found = []
     for seed in range(1, seeds + 1):
         for arm in arms:
             settings = {**study.arms[arm], "seed": seed, "run": f"study/{name}-{arm}-seed{seed}"}
             recipe = get_recipe(study.recipe, **{**study.arms[arm], "seed": seed, **changes})
             options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-            found.append(Run(settings["run"], recipe, [study.recipe, *options, *more]))
+            found.append(StudyRun(settings["run"], recipe, [study.recipe, *options, *more]))
     return found
 
 
-def finished(run: Run, out: Path) -> bool:
+def finished(run: StudyRun, out: Path) -> bool:
     """Whether the record of the run says that it went to its end. Raises UserError for one with other settings."""
     header = out / "logs" / run.name / "run.json"
     try:
         record = json.loads(header.read_text())
         recipe, is_finished = record["recipe"], bool(record["finished"])
-        changed = changed_settings(recipe, run.recipe.meaning())
+        wanted = run.recipe.meaning()
+        if wanted["precision"] == "auto":  # settled by the machine that it ran on
+            del wanted["precision"]
+        changed = changed_settings(recipe, wanted)
     except FileNotFoundError:
         return False
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise UserError(f"{header}: is not the record of a run; remove its folder or mend it") from None
     if changed:
-        raise UserError(f"{header.parent}: holds a run with other settings ({changed}); say --out FOLDER to keep this "
-                        "study apart")  # fmt: skip
+        raise UserError(
+            f"{header.parent}: holds a run with other settings ({changed}); say --out FOLDER to keep this study apart"
+        )
     return is_finished
 
 
 def main() -> None:
     options, more = _parser().parse_known_args()
+    study = _checked(options, more)
+    seeds = study.seeds if options.seeds is None else options.seeds
+    arms, out = options.arm or list(study.arms), Path(options.out)
+    runs = runs_of(options.study, seeds, arms, more)
+    todo = [run for run in runs if not finished(run, out)]
+    say(
+        "study",
+        f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds, {len(runs) - len(todo)} of {len(runs)} "
+        "runs finished",
+    )
+    if todo:
+        say("time", _estimate(todo))
+    if options.list:
+        for run in runs:
+            print(f"{'to do   ' if run in todo else 'finished'}  {run.name}: {' '.join(run.arguments)}")
+        return
+    Runner(todo, len(runs), options.jobs, out).run()
+
+
+def _checked(options, more: list[str]) -> Study:
     if options.study not in STUDIES:
         raise UserError(f"unknown study {options.study!r}: {near(options.study, STUDIES)}")
     study = STUDIES[options.study]
@@ -126,111 +168,143 @@ def main() -> None:
         raise UserError(
             "--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm NAME, --list"
         )
-    seeds = study.seeds if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: must be at least 1")
+    for name in ("seeds", "jobs"):
+        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
+            raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
     for arm in options.arm:
         if arm not in study.arms:
             raise UserError(f"--arm {arm}: {near(arm, study.arms)}")
-    if options.jobs < 1:
-        raise UserError(f"--jobs {options.jobs}: must be at least 1")
-    out = Path(options.out)
-    runs = runs_of(options.study, seeds, options.arm or list(study.arms), more)
-    todo = [run for run in runs if not finished(run, out)]
-    say("study", f"{options.study}: {len(options.arm or study.arms)} arms of {study.recipe} x {seeds} seeds, "
-                 f"{len(runs) - len(todo)} of {len(runs)} runs finished")  # fmt: skip
-    if options.list:
-        for run in runs:
-            print(f"{'to do   ' if run in todo else 'finished'}  {run.name}: {' '.join(run.arguments)}")
-        return
-    _run_all(todo, len(runs), options.jobs, out)
+    gpus = _gpus()
+    if gpus and options.jobs > len(gpus):
+        raise UserError(f"--jobs {options.jobs}: there are {len(gpus)} visible GPUs, and each run takes one")
+    return study
 
 
-def _run_all(todo: list[Run], total: int, jobs: int, out: Path) -> None:
+def _estimate(todo: list[StudyRun]) -> str:
+    """How long the matrix products of these runs take: on the GPU here, on a named one, or on this CPU."""
+    work, gpu = 0, plan.gpu_here() if has_gpu() else plan.gpu_named("A100 40GB")
+    for run in todo:
+        sizes = dataset_sizes(run.recipe.dataset, run.recipe.data_dir, **run.recipe.split())
+        config = run.recipe.network(sizes.classes)
+        recipe = plan.resolve(plan.with_epochs(run.recipe, sizes), config, gpu, 1)
+        planned = plan.make_plan(recipe, config, sizes)
+        work += planned.flops_training + planned.flops_evaluation
+    if not has_gpu() and work < _FOR_A_CPU:
+        return f"at least {plan.duration(work / plan.measured_flops_per_second())} on this CPU (its matrix products)"
+    if not gpu.peak_16:
+        return f"not known for {gpu.name}"
+    hours = work / (0.4 * gpu.peak_16 * 1e12) / 3600
+    return f"about {hours:.1f} {gpu.name} hours at 40 % of its 16-bit peak (estimate, {len(todo)} runs)"
+
+
+_FOR_A_CPU = 1e17  # FLOPs from which on a study is one for GPUs
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES would call each GPU."""
+    if not has_gpu():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",") if named else [str(n) for n in range(paddle.device.cuda.device_count())]
+
+
+class Runner:
     """Run `todo`, `jobs` of them at a time. One that fails, or a signal, ends the others too: they save and stop."""
-    waiting, running, failed = deque(todo), {}, []
-    asked, told = [], 0  # signals, and how many of them the runs have been told: each is told once
-    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in SIGNALS}
-    began = time.monotonic()
-    try:
-        while running or (waiting and not failed and not asked):
-            while waiting and len(running) < jobs and not failed and not asked:
-                run = waiting.popleft()
-                say("run", f"{total - len(waiting)} of {total}, {run.name}"
-                           + _time_left(began, len(todo) - len(waiting) - 1 - len(running), running, todo))  # fmt: skip
-                running[_start(run, jobs, out)] = run
-            time.sleep(0.1)
-            for number in asked[told:]:
-                _tell(running, number)
-                told += 1
-            for child in [child for child in running if child.poll() is not None]:
-                run = running.pop(child)
-                if child.returncode and not failed and not asked:
-                    _tell(running, signal.SIGTERM)
-                if child.returncode:
-                    failed.append((run, child.returncode))
-    finally:  # also when a process cannot be started, or nobody reads what is printed
-        _tell(running, signal.SIGTERM)
-        for child in running:
-            child.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if failed:
-        _report(failed, jobs, out)
-    if waiting:
-        raise Stopped(asked[0], f"before {waiting[0].name}")
-    say("finished", f"all {total} runs; python -m reproduce.report writes their tables")
 
+    def __init__(self, todo: list[StudyRun], total: int, jobs: int, out: Path):
+        self.todo, self.total, self.jobs, self.out = todo, total, jobs, out
+        self.waiting = deque(todo)
+        self.running: dict[subprocess.Popen, tuple[StudyRun, int]] = {}  # and its place, 0 to jobs - 1
+        self.failed: list[tuple[StudyRun, int]] = []
+        self.asked: list[int] = []  # signals
+        self.began = time.monotonic()
 
-def _tell(running, number: int) -> None:
-    for child in running:
-        child.send_signal(number)
+    def run(self) -> None:
+        """To the end of all runs, or of those under way when one fails or a signal comes."""
+        before = {number: signal.signal(number, lambda number, frame: self.asked.append(number)) for number in SIGNALS}
+        told = 0  # signals that the runs have been told: each is told once
+        try:
+            while self.running or (self.waiting and not self._ending):
+                while self.waiting and len(self.running) < self.jobs and not self._ending:
+                    self._start(self.waiting.popleft())
+                time.sleep(0.1)
+                for number in self.asked[told:]:
+                    self._tell(number)
+                    told += 1
+                self._collect()
+        finally:  # also when a process cannot be started, or nobody reads what is printed
+            self._tell(signal.SIGTERM)
+            for child in self.running:
+                child.wait()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.failed:
+            self._report()
+        if self.waiting:
+            raise Stopped(self.asked[0], f"before {self.waiting[0].name}")
+        say("finished", f"all {self.total} runs; python -m reproduce.report writes their tables")
 
+    @property
+    def _ending(self) -> bool:
+        return bool(self.failed or self.asked)
 
-def _time_left(began: float, ended: int, running, todo: list[Run]) -> str:
-    if not ended:
-        return ""
-    done = ended + len(running) / 2  # half of those under way, on average
-    return f"; about {_hours((time.monotonic() - began) / done * (len(todo) - done))} left"
+    def _tell(self, number: int) -> None:
+        for child in self.running:
+            child.send_signal(number)
 
+    def _collect(self) -> None:
+        for child in [child for child in self.running if child.poll() is not None]:
+            run, _ = self.running.pop(child)
+            if child.returncode and not self._ending:
+                self._tell(signal.SIGTERM)
+            if child.returncode:
+                self.failed.append((run, child.returncode))
 
-def _start(run: Run, jobs: int, out: Path) -> subprocess.Popen:
-    """Train one run in a process of its own. Of several at a time each has its share of the cores, and a file."""
-    arguments = [*run.arguments, *(["--out", str(out)] if out != ROOT else [])]  # a run's record repeats its command
-    words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *arguments]
-    options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
-    if jobs == 1:
-        return subprocess.Popen(words, **options)
-    threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"].split(",")[0]) // jobs)
-    output = _output(run, out)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "a") as file:
-        return subprocess.Popen(
-            words, env={**os.environ, "OMP_NUM_THREADS": str(threads)}, stdout=file, stderr=file, **options
+    def _start(self, run: StudyRun) -> None:
+        """Train one run in a process of its own. Of several at a time each has its share of the machine, and a file."""
+        say("run", f"{self.total - len(self.waiting)} of {self.total}, {run.name}{self._time_left()}")
+        place = min(set(range(self.jobs)) - {place for _, place in self.running.values()})
+        arguments = run.arguments
+        if self.out != ROOT:  # a run's record repeats its command
+            arguments = [*arguments, "--out", str(self.out)]
+        words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *arguments]
+        options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
+        if self.jobs == 1:
+            self.running[subprocess.Popen(words, **options)] = run, place
+            return
+        threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"].split(",")[0]) // self.jobs)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if gpus := _gpus():
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[place]
+        output = self._output(run)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with open(output, "a") as file:
+            child = subprocess.Popen(words, env=environment, stdout=file, stderr=file, **options)
+        self.running[child] = run, place
+
+    def _time_left(self) -> str:
+        ended = len(self.todo) - len(self.waiting) - 1 - len(self.running)
+        if not ended:
+            return ""
+        done = ended + len(self.running) / 2  # half of those under way, on average
+        return f"; about {plan.duration((time.monotonic() - self.began) / done * (len(self.todo) - done))} left"
+
+    def _output(self, run: StudyRun) -> Path:
+        return self.out / "checkpoints" / f"{run.name}.txt"
+
+    def _report(self) -> None:
+        """Raise what says which of the runs failed and how; of several that one which was not stopped by a signal."""
+        ends = [(run, 128 - code if code < 0 else code) for run, code in self.failed]
+        run, code = min(ends, key=lambda end: end[1] - 128 in SIGNALS)
+        if code - 128 in SIGNALS:
+            raise Stopped(code - 128, f"in {run.name}")
+        where = "above"
+        if self.jobs > 1:
+            where = str(self._output(run))
+            print("\n".join(self._output(run).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
+        raise UserError(
+            f"{run.name} ended with exit code {code}, see {where}; finished runs stay, the same command goes on"
         )
-
-
-def _output(run: Run, out: Path) -> Path:
-    return out / "checkpoints" / f"{run.name}.txt"
-
-
-def _report(failed: list[tuple[Run, int]], jobs: int, out: Path) -> None:
-    """Raise what says which of the runs failed and how; of several that one which was not stopped by a signal."""
-    ends = [(run, 128 - code if code < 0 else code) for run, code in failed]
-    run, code = min(ends, key=lambda end: end[1] - 128 in SIGNALS)
-    if code - 128 in SIGNALS:
-        raise Stopped(code - 128, f"in {run.name}")
-    where = "above"
-    if jobs > 1:
-        where = str(_output(run, out))
-        print("\n".join(_output(run, out).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
-    raise UserError(
-        f"{run.name} ended with exit code {code}, see {where}; finished runs stay, the same command goes on"
-    )
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
 
 
 def _parser() -> Parser:
@@ -241,7 +315,7 @@ def _parser() -> Parser:
     parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
     parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, each on its share of the CPU cores (default 1)"
+        "--jobs", type=int, default=1, help="runs at a time, each on its share of the CPU cores or a GPU (default 1)"
     )
     parser.add_argument("--list", action="store_true", help="print the runs and which are finished")
     parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")

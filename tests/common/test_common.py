@@ -111,7 +111,7 @@ def test_claims_of_size_take_no_memory(content):
     ],
 )
 def test_nothing_but_arrays_has_a_state_or_another_encoding(content):
-    with pytest.raises(UserError, match=r"refused, it (sets the state of|asks for the encoding)"):
+    with pytest.raises(UserError, match=r"refused, it (sets the state of|asks for the encoding of)"):
         load(content)
 
 

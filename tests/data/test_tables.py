@@ -14,7 +14,7 @@ import data
 from common.errors import UserError
 from data import dataset_sizes, folders, load_dataset, split_indices
 from data.augment import Augmentation
-from data.picture import read_image
+from data.folders import read_image
 from data.split import held_out_of
 
 PHOTOS = SHARED / "growth_stages"

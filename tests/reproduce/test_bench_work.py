@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from data.augment import full_boxes, resize_crops
-from reproduce import train
 from reproduce.bench import Step, step_part
 from reproduce.bench_peers import PaddleVision, Pillow, TorchEvaluation, TorchStep, random_images
 from reproduce.bench_port import Step as PortStep
@@ -56,23 +55,21 @@ def ours_with_a_head():
 SECOND_VIEW = 1.5  # times the logits of the first: without dropout both would be the same, and the KL 0
 
 
-@pytest.fixture
-def two_views(monkeypatch):
-    """Ours with a second view; gives the hook that makes the second of two passes of a peer the same."""
+def second_views(ours):
+    """Give ours a second view; the hook that is returned makes the second of two passes of a peer the same."""
 
-    def of_ours(model, images, num_views):
-        assert num_views == 2
-        logits = model(images)
+    def views(images):
+        logits = ours.model(images)
         return logits, SECOND_VIEW * logits
 
-    monkeypatch.setattr(train, "views", of_ours)
+    ours.model.views = views
     factors = itertools.cycle((1.0, SECOND_VIEW))
     return lambda layer, inputs, logits: next(factors) * logits
 
 
-def test_the_plain_paddle_program_does_the_work_of_ours(two_views):
+def test_the_plain_paddle_program_does_the_work_of_ours():
     ours, port = ours_with_a_head(), tiny_step(PortStep, "port")
-    port.model.register_forward_post_hook(two_views)
+    port.model.register_forward_post_hook(second_views(ours))
     weights = {port_name(name): value for name, value in joined(ours.model).items()}
     assert port.model.set_state_dict({name: paddle.to_tensor(value) for name, value in weights.items()}) == ([], [])
     before = port.model.blocks[0].attn.qkv.weight.numpy()
@@ -85,9 +82,9 @@ def test_the_plain_paddle_program_does_the_work_of_ours(two_views):
     assert np.abs(port.model.blocks[0].attn.qkv.weight.numpy() - before).max() > 1e-3
 
 
-def test_pytorch_does_the_work_of_ours(two_views):
+def test_pytorch_does_the_work_of_ours():
     ours, theirs = ours_with_a_head(), or_skip(tiny_step, TorchStep, "pytorch")
-    theirs.model.register_forward_hook(two_views)
+    theirs.model.register_forward_hook(second_views(ours))
     import torch
 
     def timm_weights():

@@ -1,0 +1,38 @@
+"""Zip archives from outside (pictures, weights, predictions): which of them are read at all."""
+
+import os
+import zipfile
+
+from common.errors import UserError
+
+SMALL = 1 << 26  # bytes, unpacked, that do no harm however much they grew
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile bounds the memory of these two alone
+
+
+def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
+    """Refuse a zip that costs much more than it weighs, before a member is read.
+
+    zipfile reads no more bytes of a member than its entry says, so the entries can be relied on.
+
+    Args:
+        name: what an error calls the archive.
+        most_growth: times its own bytes that all members together may have, from SMALL on.
+
+    Raises:
+        UserError: it grows more than that, or a member is encrypted or compressed by another method than Deflate.
+    """
+    for member in archive.infolist():
+        problem = ""
+        if member.flag_bits & 1:
+            problem = "is encrypted"
+        elif member.compress_type not in _METHODS:
+            problem = f"is compressed by method {member.compress_type}; only Deflate and none are read"
+        if problem:
+            raise UserError(f"{name}: member {member.filename[:80]!r} {problem}. Nothing was unpacked; pack it anew")
+    packed = archive.fp.seek(0, os.SEEK_END)
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(SMALL, most_growth * packed):
+        raise UserError(
+            f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many, are not what "
+            "they say; it was not unpacked. If it is good, unpack it by hand"
+        )

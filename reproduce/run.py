@@ -1,0 +1,291 @@
+"""A run in progress: its records, what is due after an update, its best weights, when it is saved, its result."""
+
+import dataclasses
+import math
+import sys
+import time
+from pathlib import Path
+
+import paddle
+from tqdm import tqdm
+
+from common.errors import UserError
+from models.weights import load_weights, read_weights, save_weights
+from reproduce import checkpoint, distributed
+from reproduce.checkpoint import Progress, State, tried
+from reproduce.cli import Stopped, say
+from reproduce.evaluate import Interrupted, evaluate_parts, metrics_of, scores
+from reproduce.plan import duration
+from reproduce.run_log import machine, open_log
+
+_SECONDS_BETWEEN_SAVES = 600  # on a GPU, where 100 updates pass quickly and a state of ViT-B/16 has 690 MB
+_STEPS_ON_CPU = 100  # between two saves
+_STEPS_TO_MEASURE = 20  # before the time left is said
+
+
+class Run:
+    """One run: its progress, records and files. Every process has one; the first process writes.
+
+    Args:
+        job: see job.py; the folders logs/<run> and checkpoints/<run> are below `job.out`.
+        images: fingerprint of the images, a part of what the run means.
+        state: what `load_latest` found, None for a new run.
+    """
+
+    def __init__(self, job, data, model, optimizer, scaler, state: State | None, images: str):
+        self.recipe, self.data, self.model, self.optimizer, self.scaler = job.recipe, data, model, optimizer, scaler
+        self.logs, self.saved = job.out / "logs" / job.run, job.out / "checkpoints" / job.run
+        self.meaning = {**job.recipe.meaning(), "images": images}
+        self.progress = state.progress if state is not None else Progress()
+        if state is not None:
+            self._resume(state)
+        self.progress.processes = distributed.size()
+        distributed.wait()  # each process has taken its own time so far
+        distributed.same_weights(model)
+        recipe, network = dataclasses.asdict(job.recipe), dataclasses.asdict(model.config)
+        self._provenance = {"run": job.run, "recipe": recipe, "network": network}
+        header = {
+            **self._provenance,
+            "images": images,
+            "machine": machine(),
+            "continued_after_step": self.step,
+            "finished": False,
+        }
+        self.log = open_log(self.logs, header, self.progress.rows, job.recipe.meaning(), continued=self.step > 0)
+        self._improved, self._best_before = False, self.progress.best
+        self._check_best_weights()
+        self._began, self._earlier_seconds = time.perf_counter(), self.progress.seconds
+        self._first_step, self._last_save = self.step, time.monotonic()
+        self.bar = _progress_bar(job.run, self.step, self.recipe.num_steps)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.progress.step
+
+    # Updates
+
+    def record(self, step: int, found: dict) -> None:
+        """Note what update `step` gave: see train.train_step."""
+        for name in ("loss", "gradient_norm"):
+            self._check_finite(found[name], name.replace("_", " "), step)
+        if found["micro_batch_size"] != self.log.header.get("micro_batch_size", self.recipe.micro_batch_size):
+            self.log.note(micro_batch_size=found["micro_batch_size"])
+        self.progress.window.append(found)
+        self.progress.step, self.progress.evaluated = step, False
+        self.bar.update()
+        if step % self.recipe.log_every == 0 or step == self.recipe.num_steps:
+            row = _training_record(self.progress.window, self.recipe.batch_size)
+            self.log.add(step, row)
+            self.progress.window = []
+            text = f"loss {row['train/loss']:.3f}, {row['train/images_per_second']:.0f} images/s"
+            if self.progress.best:
+                text += f", best {self.recipe.select_on} {100 * self.progress.best['accuracy']:.2f} %"
+            self.bar.set_postfix_str(text)
+        if step == self._first_step + _STEPS_TO_MEASURE:
+            each = (time.perf_counter() - self._began) / _STEPS_TO_MEASURE
+            self._say("time", f"{duration(each * (self.recipe.num_steps - step))} of training left at this speed")
+
+    def _check_finite(self, value: float, what: str, step: int) -> None:
+        if what == "gradient norm" and self.scaler is not None:  # loss scaling skips such a step
+            return
+        if not math.isfinite(value):
+            raise UserError(
+                f"step {step}: the {what} is {value}; {checkpoint.where_it_stands(self.saved)}. Lower --learning_rate "
+                "or --alpha, or check the pretrained weights"
+            )
+
+    def _say(self, what: str, text: str) -> None:
+        with tqdm.external_write_mode():
+            say(what, text)
+
+    # Evaluation
+
+    def splits_due(self) -> list[str]:
+        """What is evaluated after this update; the test set at the end has a place of its own."""
+        recipe, last = self.recipe, self.step == self.recipe.num_steps
+        if not recipe.eval_every or self.step == 0:
+            return []
+        validate = self.step % recipe.eval_every == 0 or last
+        test = bool(recipe.test_every) and self.step % recipe.test_every == 0 and not last
+        due = []
+        if validate and recipe.holds_out:
+            due.append("validation")
+        if test or (validate and recipe.select_on == "test"):
+            due.append("test")
+        return due
+
+    def validate_if_due(self, stop) -> None:
+        """Evaluate what is due; a signal leaves it for the next start."""
+        if self.progress.evaluated:
+            return
+        row = {}
+        try:
+            for split in self.splits_due():
+                row |= scores(self._evaluate(split, stop), split)
+        except Interrupted:
+            return
+        self.progress.evaluated = True
+        if not row:
+            return
+        self.log.add(self.step, row)
+        accuracy = row.get(f"{self.recipe.select_on}/accuracy", -1.0)
+        self._improved = accuracy > self.progress.best.get("accuracy", -1.0)
+        text = f"step {self.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items())
+        if self._improved:
+            self._best_before = self.progress.best
+            self.progress.best = {"step": self.step, "accuracy": accuracy, "selected_on": self.recipe.select_on}
+            text += " (best so far)"
+        self.bar.write(text)
+
+    def catch_up(self, stop) -> None:
+        """After a resume: the evaluation that a stop has cut short."""
+        if not self.progress.evaluated:
+            self.validate_if_due(stop)
+            self.save_if_due(stop)
+
+    def _evaluate(self, split: str, stop) -> dict:
+        recipe = self.recipe
+        return evaluate_parts(
+            self.model,
+            getattr(self.data, split),
+            recipe.image_size,
+            recipe.eval_batch_size,
+            recipe.workers,
+            split,
+            scale=recipe.scale,
+            stop=lambda: stop.signal,
+        )
+
+    def final_evaluation(self, stop) -> dict:
+        """Test the last and the best weights, end the record; returns the result as run.json has it."""
+        if distributed.is_main():
+            self._save_model(self.saved / "last.pdparams")
+        result = {"last": {"step": self.step}}
+        if self.progress.best:
+            try:
+                last, best = self._last_and_best(stop)
+            except Interrupted:
+                number = self._agreed(stop)[0]
+                text = f"in the last evaluation; {checkpoint.where_it_stands(self.saved)}"
+                raise Stopped(number, text) from None
+            result["last"] |= metrics_of(last, "test")
+            result["best"] = {**self.progress.best, **metrics_of(best, "test")}
+            self.log.add(self.step, scores(last, "test"))
+            if self.data.test_is != "test":
+                result["test_is"] = self.data.test_is
+            if distributed.is_main():
+                best[""].save(self.logs / "predictions.npz")
+        self.log.close(finished=True, seconds=round(self._seconds(), 1), result=result)
+        return result
+
+    def _last_and_best(self, stop) -> tuple[dict, dict]:
+        last = self._evaluate("test", stop)
+        if self.progress.best["step"] == self.step:
+            return last, last
+        load_weights(self.model, read_weights(self.saved / "best.pdparams"), replace_head=False)
+        return last, self._evaluate("test", stop)
+
+    # Saving
+
+    def save_if_due(self, stop) -> None:
+        """Save the state, and the weights when they are the best; raises Stopped when a signal asked to stop."""
+        stopped_by, due = self._agreed(stop)
+        if due or self._improved or stopped_by or self.step == self.recipe.num_steps:
+            self.progress.seconds = self._seconds()
+            tried(self.saved, self._save_state)
+            self._last_save = time.monotonic()
+            # After the state, which says so: see _check_best_weights. A full disk leaves the best weights before.
+            if self._improved and not tried(self.saved / "best.pdparams", self._save_model):
+                self.progress.best = self._best_before
+            self._improved = False
+        if stopped_by:
+            raise Stopped(int(stopped_by), f"after step {self.step:,}; {checkpoint.where_it_stands(self.saved)}")
+
+    def _agreed(self, stop) -> tuple[int, bool]:
+        """(the signal that any process has received or 0, whether a save is due): the same in every process."""
+        every = self.recipe.save_every
+        if not every and not paddle.get_device().startswith("gpu"):
+            every = _STEPS_ON_CPU
+        due = time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
+        if every:
+            due = self.step % every == 0
+        number, due = distributed.largest([stop.signal, due])
+        return int(number), bool(due)
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def _save_state(self, folder: Path) -> None:
+        checkpoint.save(
+            folder, checkpoint.capture(self.progress, self.meaning, self.model, self.optimizer, self.scaler)
+        )
+
+    def _save_model(self, path: Path) -> None:
+        known = {**self._provenance, "class_names": self.data.class_names, "step": self.step}
+        save_weights(path, self.model, known)
+
+    # Going on
+
+    def _resume(self, state: State) -> None:
+        checkpoint.check_same_meaning(state.meaning, self.meaning, self.saved)
+        checkpoint.restore(state, self.model, self.optimizer, self.scaler)
+        say(
+            "resume",
+            f"{self.saved}: continues after step {self.step:,} of {self.recipe.num_steps:,} (--restart starts over)",
+        )
+        before, now = self.progress.processes, distributed.size()
+        if before != now:
+            say(
+                "note",
+                f"it was trained by {before} processes so far and is by {now} from here on: the same samples, other "
+                "dropout masks",
+            )
+
+    def _check_best_weights(self) -> None:
+        """A kill may have come between the state and the best weights that it speaks of."""
+        best, path = self.progress.best, self.saved / "best.pdparams"
+        if not best:
+            return
+        if best["step"] == self.step:
+            if not tried(path, self._save_model):
+                raise UserError(
+                    f"{self.saved}: the best weights cannot be written; make room, then give the same command again"
+                )
+        elif not checkpoint.is_of_step(path, best["step"]):
+            say(
+                "note",
+                f"{path} is not that of step {best['step']:,}, as the checkpoint says; the best weights are chosen "
+                "anew from here on",
+            )
+            self.progress.best = {}
+
+
+def _progress_bar(title: str, done: int, total: int) -> tqdm:
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=title,
+        unit="step",
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr is not None and sys.stderr.isatty() else 30,
+        disable=not distributed.is_main(),
+    )
+
+
+def _training_record(window: list[dict], batch_size: int) -> dict:
+    """Means over the updates of `window`, their rate and speed, and the GPU's peak memory.
+
+    With loss scaling a norm may be infinite: such an update was skipped, and its norm does not count.
+    """
+    seconds = sum(update["seconds"] for update in window)
+    row = {}
+    for name in ("loss", "cross_entropy", "kl", "gradient_norm"):
+        values = [update[name] for update in window if math.isfinite(update[name])]
+        if values:
+            row[f"train/{name}"] = sum(values) / len(values)
+    row["train/learning_rate"] = window[-1]["learning_rate"]
+    row["train/images_per_second"] = len(window) * batch_size / seconds
+    if paddle.get_device().startswith("gpu"):
+        row["train/gpu_memory_gib"] = paddle.device.cuda.max_memory_reserved() / 2**30
+    return row
