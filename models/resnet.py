@@ -1,6 +1,6 @@
 """The networks of the blog: Res2Net (Gao et al., 1904.01169), SE-ResNet and SE-ResNeXt (Hu et al., 1709.01507).
 
-All three are ResNet-D (He et al., 1812.01187) with 50 layers, around blocks of their own. Layers have PaddleClas's names
+All three are ResNet-D (He et al., 1812.01187) of 50 layers, around blocks of their own. Layers have PaddleClas's names
 (`conv1_1`, `bb_0_0.conv0._conv`, `out`, ...), so that its pretrained files fit. PaddleClas also gives each parameter a
 global name, which is left out here: with them, one process cannot hold two networks.
 """

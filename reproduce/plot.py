@@ -1,159 +1,167 @@
-"""Figures from logs/ into images/.
+"""Figures from logs/ as images/figures/*.png.
 
-    python -m reproduce.plot      all figures of the READMEs and of the report, into images/figures/ (PNG and SVG)
-
-Training calls `draw_run` for the curves of one run. Everything is drawn from logs/ alone.
+python -m reproduce.plot [--logs FOLDER] [--images FOLDER]
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
-from reproduce import ROOT
+from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
-from reproduce.cost_figure import arms_of_cost, draw_cost, training_minutes
-from reproduce.figure_style import BLACK, BLUE, GREEN, ORANGE, save, style
-from reproduce.growth_figure import draw_growth, growth_runs
-from reproduce.published_figures import draw_accuracy, draw_kl_weight, draw_loss
-from reproduce.published_record import read_record
-from reproduce.results import CITED, LOGS, Group, find_groups, find_pairs, find_runs, main_pair
-from reproduce.run_figures import draw_pair, draw_reliability, draw_strength, draw_superclasses
-from reproduce.run_log import read_metrics
+from reproduce.curves import BLACK, BLUE, GOLD, GREEN, GREY, ORANGE, PURPLE
+from reproduce.results import STUDIES
 
 FIGURES = ROOT / "images" / "figures"
+# The colour of an arm in every figure; R-Drop at the strength of the paper's text is orange.
+COLOURS = {
+    "baseline": GREY,
+    "baseline_twice": BLACK,
+    "baseline_128": GREEN,
+    "two_views": BLUE,
+    "rdrop_0.3": ORANGE,
+    "rdrop_x1": ORANGE,
+    "rdrop_best": PURPLE,
+    "rdrop_x8": PURPLE,
+    "rdrop_x32": GOLD,
+    "rdrop_1": PURPLE,
+    "rdrop_3": GOLD,
+}
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure that the logs have the data for."""
-
-    kind: str
-    name: str  # of its files, without their ending
-    draw: Callable
-    about: dict = field(default_factory=dict)  # what its caption names: recipe and the like
+def panels(names, width: float = 4.3, height: float = 3.6):
+    """A figure with a panel for each name, and name -> axes."""
+    names = list(names)
+    figure = Figure(figsize=(width * len(names), height), layout="constrained")
+    return figure, dict(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True))
 
 
-def drawings(logs: Path = LOGS) -> tuple[list[Drawing], list[str]]:
-    """The figures that `logs` has the data for, in the order of the report, and why others cannot be drawn."""
-    record = read_record(logs / "published")
-    groups = find_groups(find_runs(logs, CITED))
-    pairs = find_pairs(groups)
-    found = [
-        Drawing("published_accuracy", "published_accuracy", lambda: draw_accuracy(record)),
-        Drawing("published_loss", "published_loss", lambda: draw_loss(record)),
-        Drawing("kl_weight", "kl_weight", draw_kl_weight),
-    ]
-    missing = []
-    growth = growth_runs(logs / "growth_stages")
-    if growth:
-        found.append(Drawing("growth", "growth_stages", lambda: draw_growth(growth)))
-    for recipe in sorted({group.recipe for group in groups if not group.one_view}):
-        pair = main_pair(pairs, recipe)
-        arms = [group for group in groups if group.recipe == recipe and not group.one_view]
-        shown = [pair.reference, pair.arm] if pair else [max(arms, key=lambda group: (len(group.runs), group.strength))]
-        about = {"recipe": recipe}
-        if pair and min(len(group.runs) for group in shown) >= 2:
-            found.append(Drawing("pair", f"{recipe}_arms", lambda pair=pair: draw_pair(pair), about))
-        else:
-            missing.append(f"{recipe}: R-Drop against baseline needs two seeds of each")
-        strengths = _strengths(groups, recipe)
-        if strengths:
-            baselines = [pair.reference for pair in pairs if pair.arm is strengths[0]]
-            found.append(
-                Drawing("strength", f"{recipe}_alpha", lambda a=strengths, b=baselines: draw_strength(a, b), about)
+def draw_kl_question(runs: pd.DataFrame) -> Figure:
+    """Top-1 of every arm minus that of two views without KL, with 95 % intervals and the single pairs of seeds."""
+    found = results.differences(runs, "two_views")
+    figure, axes = panels(found["study"].unique())
+    for study, own in found.groupby("study", sort=False):
+        measure = STUDIES[study].measure("accuracy")
+        table = runs[runs["study"] == study].pivot(index="seed", columns="arm", values=measure)
+        order = [arm for arm in STUDIES[study].arms if arm in set(own["arm"])][::-1]
+        own = own.set_index("arm").loc[order]
+        for height, arm in enumerate(order):
+            pairs = 100 * (table[arm] - table["two_views"]).dropna()
+            axes[study].plot(pairs, [height] * len(pairs), "|", color=GREY, markersize=10)
+            axes[study].errorbar(
+                100 * own.at[arm, measure],
+                height,
+                xerr=100 * own.at[arm, f"{measure}_half"],
+                fmt="o",
+                color=COLOURS[arm],
+                capsize=4,
             )
-        else:
-            missing.append(f"{recipe}: the effect of alpha needs runs that differ in it")
-        minutes = training_minutes(arms_of_cost(groups, recipe), _measured_step(logs))
-        if any(group.blocks_shared for group in minutes):
-            found.append(Drawing("cost", f"{recipe}_cost", lambda minutes=minutes: draw_cost(minutes), about))
-        if not all((path / "predictions.npz").exists() for group in shown for path in group.runs["path"]):
-            missing.append(f"{recipe}: calibration and confusion need the predictions.npz of each run")
-            continue
-        found.append(
-            Drawing("reliability", f"{recipe}_reliability", lambda shown=shown: draw_reliability(shown), about)
+        axes[study].axvline(0, color=BLUE)
+        axes[study].set_yticks(range(len(order)), [STUDIES[study].arms[arm] for arm in order])
+        axes[study].set(title=STUDIES[study].title, xlabel="test top-1 minus two views, points")
+        axes[study].grid(axis="x", alpha=0.3)
+    return figure
+
+
+def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1.0) -> Figure:
+    """A recorded value over the updates, one line an arm: the mean over its seeds."""
+    found = results.curves(runs, tag)
+    figure, axes = panels(found["study"].unique())
+    for (study, arm), own in found.groupby(["study", "arm"], sort=False):
+        axes[study].plot(own["step"], scale * own["value"], color=COLOURS[arm], label=STUDIES[study].arms[arm])
+    for study, panel in axes.items():
+        panel.set(title=STUDIES[study].title, xlabel="update", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_kl(runs: pd.DataFrame) -> Figure:
+    """KL between the two views over the updates. The arm without the KL term has it recorded too."""
+    two_views = runs[~runs["arm"].str.startswith("baseline")]
+    figure = draw_curves(two_views, "train/kl", "KL of the two views, nats (training batches)")
+    for panel in figure.axes:
+        panel.set_ylim(bottom=0)
+    return figure
+
+
+def draw_accuracy(runs: pd.DataFrame) -> Figure:
+    return draw_curves(runs, "validation/accuracy", "validation top-1, % (held-out training images)", 100)
+
+
+def draw_reliability(runs: pd.DataFrame) -> Figure:
+    """Accuracy against confidence on the test images, the seeds of an arm together: one view, two views, R-Drop."""
+    figure, axes = panels(runs["study"].unique(), 3.6)
+    for study, panel in axes.items():
+        panel.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1, label="calibrated")
+        for arm in ("baseline", "two_views", STUDIES[study].rdrop):
+            own = runs[(runs["study"] == study) & (runs["arm"] == arm)]
+            if own.empty:
+                continue
+            bins = results.reliability(pd.concat([results.read_predictions(path) for path in own["path"]]))
+            bins = 100 * bins[bins["count"] >= 0.002 * bins["count"].sum()]  # few images would be noise
+            panel.plot(
+                bins["confidence"], bins["accuracy"], "o-", ms=3, color=COLOURS[arm], label=STUDIES[study].arms[arm]
+            )
+        panel.set(
+            title=STUDIES[study].title, xlabel="confidence, %", ylabel="test top-1, %", xlim=(0, 100), ylim=(0, 100)
         )
-        if shown[-1].first("dataset") == "cifar100":
-            found.append(Drawing("superclasses", f"{recipe}_superclasses", lambda group=shown[-1]:
-                                 draw_superclasses(group), about))  # fmt: skip
-    return found, missing
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def _measured_step(logs: Path) -> dict:
-    """The record of the step that the studies take, as bench.py measured it; one without competitors if it did not."""
-    path = logs / "bench" / "step_ti16.json"
-    return json.loads(path.read_text()) if path.exists() else {"competitors": {}}
+def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy in the published logs on the whole test set, and the span of the processes that counted parts of it."""
+    figure, axes = panels([""], 9, 4.2)
+    panel = axes[""]
+    for colour, run in zip((BLUE, BLACK, GREEN, ORANGE, PURPLE), record["runs"].itertuples(), strict=False):
+        own = record["accuracy"][record["accuracy"]["run"] == run.run]
+        name = f"{run.repository.split('-')[0]}, {run.started}"
+        panel.plot(own["step"], own["mean"], color=colour, linewidth=1, label=f"{name}: all 10,000 test images")
+        if run.processes > 1:
+            panel.fill_between(
+                own["step"],
+                own["lowest"],
+                own["highest"],
+                color=colour,
+                alpha=0.2,
+                linewidth=0,
+                label=f"{name}: its {run.processes} processes, {run.images_per_value:,} images each",
+            )
+    panel.axhline(93.29, color=GREY, linestyle="--", linewidth=1, label="paper, 93.29")
+    panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %", ylim=(90.5, 94.5))
+    panel.set_xlim(left=0)
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False, fontsize=8, ncol=2)
+    return figure
 
 
-def _strengths(groups: list[Group], recipe: str) -> list[Group]:
-    """The two-view groups of `recipe` that differ in the strength of the KL term alone: the largest such set, or []."""
-    families: dict[str, list[Group]] = {}
-    for group in groups:
-        if group.recipe == recipe and not group.one_view and not group.blocks_shared:
-            same = {**group.rest(), "loss_form": group.settings["loss_form"]}
-            families.setdefault(json.dumps(same, sort_keys=True), []).append(group)
-    largest = max(families.values(), key=len, default=[])
-    return largest if len({group.strength for group in largest}) > 1 else []
-
-
-def draw_run(logs: Path, picture: Path) -> Path:
-    """Draw loss and its parts, accuracy and learning rate of the run in `logs`; returns `picture`."""
-    table = pd.DataFrame(read_metrics(logs) or [{"step": 0}]).groupby("step").first()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    figure.suptitle(logs.name)
-
-    left.set_title("Training loss")
-    _curve(left, table, "train/loss", "loss", BLACK)
-    _curve(left, table, "train/cross_entropy", "cross-entropy, mean of the views", BLUE)
-    if "train/kl" in table and table["train/kl"].max() > 0:
-        _curve(left, table, "train/kl", "KL, mean of both directions", ORANGE)
-    left.set_ylabel("nats")
-
-    middle.set_title("Accuracy")
-    _curve(middle, 100 * table, "validation/accuracy", "validation (held-out training images)", BLUE, marker=".")
-    _curve(middle, 100 * table, "test/accuracy", "test", ORANGE, marker="o")
-    middle.set_ylabel("top-1 accuracy, %")
-
-    right.set_title("Learning rate")
-    _curve(right, table, "train/learning_rate", None, GREEN)
-    right.set_ylabel("learning rate")
-    right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-
-    for axes in (left, middle, right):
-        axes.set_xlabel("update")
-        axes.grid(alpha=0.3)
-    for axes in (left, middle):
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(frameon=False)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
-    return picture
-
-
-def _curve(axes, table: pd.DataFrame, column: str, label: str | None, colour: str, **style) -> None:
-    if column in table:
-        axes.plot(table[column].dropna(), label=label, color=colour, **style)
+def figures(logs: Path) -> dict[str, Figure]:
+    """The figures that `logs` has the data for, by the names of their files."""
+    runs = results.study_runs(results.find_runs(logs, ("study",)))
+    found = {"published": draw_published(audit.read_record(logs / "published"))}
+    if len(runs):
+        found |= {
+            "kl_question": draw_kl_question(runs),
+            "accuracy": draw_accuracy(runs),
+            "kl": draw_kl(runs),
+            "reliability": draw_reliability(runs),
+        }
+    return found
 
 
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m reproduce.plot", description="Draw all figures from logs/.")
-    parser.add_argument("--logs", default=str(LOGS), help="folder with published/, evidence/ and study/")
+    parser = Parser(prog="python -m reproduce.plot", description="Draw the figures of README and docs from logs/.")
+    parser.add_argument("--logs", default=str(results.LOGS), help="folder with published/ and study/")
     parser.add_argument("--images", default=str(FIGURES), help="folder for the figures")
     options = parse(parser, argv)
-    found, missing = drawings(Path(options.logs))
     images = Path(options.images)
-    for drawing in found:
-        with style():
-            save(drawing.draw(), images, drawing.name)
-        shown = images.relative_to(ROOT) if images.is_relative_to(ROOT) else images
-        say("drawn", f"{shown / drawing.name}.png and .svg")
-    for reason in missing:
-        say("not drawn", reason)
+    images.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures(Path(options.logs)).items():
+        figure.savefig(images / f"{name}.png", dpi=110)
+        say("drawn", str(images / f"{name}.png"))
 
 
 if __name__ == "__main__":

@@ -1,61 +1,92 @@
-"""The runs on record under logs/ as one table, the groups that differ by the seed alone, and their comparisons.
+"""logs/ as tables: runs, arms of the studies, paired differences.
 
     python -m reproduce.results [FOLDER]      every finished run below FOLDER (default: logs/), one line each
 
-Reads run.json alone. Accuracies are shares of 1 and calibration errors too, NLL is in nats, times in seconds.
+All functions return pandas tables. Accuracies and calibration errors are shares of 1, NLL is in nats, times in seconds.
+Intervals are Student's t at 95 %; a column `X_half` is half the width of the interval of the mean in column `X`.
 """
 
 import json
 import math
-from collections import Counter
+import re
+import shlex
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
+from scipy import stats
 
 from common.errors import UserError
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
+from reproduce.run_log import read_metrics
 
 LOGS = ROOT / "logs"
-CITED = ("evidence", "study")  # folders of logs/ whose runs the READMEs and figures show; the others are their user's
-# Settings that do not change what a run means, as recipes.py marks them.
-HARDWARE = ("micro_batch_size", "recompute", "fused", "resident", "eval_batch_size", "device", "workers", "data_dir",
-            "save_every", "log_every")  # fmt: skip
-_LATER = {"views_split_at": 0}  # defaults of settings that came after the first runs on record
-# What makes an arm: one view, or two, what they share, and a strength.
-_KL = ("num_views", "alpha", "kl_sum_over", "loss_form", "views_split_at")
-_LONGER = ("num_steps", "warmup_steps", "eval_every")  # what a longer run of the same kind has more of
-_CONFIDENCE = 0.95
-ARM_WORDS = {
-    "baseline": "baseline",
-    "no KL": "two views without KL",
-    "summed": "KL summed over {}",
-    "averaged": "views averaged",
-    "shared": "first {} blocks shared",
-    "steps": "{:,} steps",
-    "comma": ", ",
+CITED = ("evidence", "study")  # folders of logs/ whose runs READMEs and docs show; all others are their user's own
+MEASURES = ("accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last")
+BINS = 15  # of confidence, as in evaluate.py
+# Settings that do not change what a run means, and those that have no meaning with one view.
+_NOT_MEANT = (
+    "name",
+    "summary",
+    "seed",
+    "micro_batch_size",
+    "recompute",
+    "fused",
+    "resident",
+    "eval_batch_size",
+    "device",
+    "workers",
+    "data_dir",
+    "save_every",
+    "log_every",
+)
+_OF_TWO_VIEWS = ("alpha", "kl_sum_over", "loss_form", "views_split_at")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is shown of logs/study/<name>-<arm>-seed<k>."""
+
+    title: str
+    recipe: str  # name of the recipe that every run of it has recorded
+    arms: dict[str, str]  # arm, as in the names of the runs -> its label; in the order of the tables
+    rdrop: str  # the arm that stands for R-Drop where one is shown
+    endpoint: str = "best"  # weights whose test top-1 is compared: "best" on held-out images, or "last"
+
+    def measure(self, name: str) -> str:
+        """The column of a measure that is compared: that of the endpoint's weights."""
+        return f"{name}_last" if self.endpoint == "last" else name
+
+
+ONE_VIEW = {"baseline": "one view", "baseline_twice": "one view, twice the steps"}
+TWO_VIEWS = {"two_views": "two views without KL"}
+_SUMS = {"rdrop_x1": "R-Drop 0.3", "rdrop_x8": "R-Drop 0.3 x 8", "rdrop_x32": "R-Drop 0.3 x 32"}
+STUDIES = {
+    "cifar100_102": Study(
+        "CIFAR-100, 10 a class, 102 epochs",
+        "cifar100_vit_ti16_few",
+        ONE_VIEW
+        | {"baseline_128": "one view, batches of 128"}
+        | TWO_VIEWS
+        | {"rdrop_0.3": "R-Drop 0.3", "rdrop_best": "R-Drop 0.1 (tuned)"},
+        "rdrop_0.3",
+        "last",
+    ),
+    "cifar100": Study("CIFAR-100, 50 a class, 5 epochs", "cifar100_vit_ti16", ONE_VIEW | TWO_VIEWS | _SUMS, "rdrop_x1"),
+    "cifar100_few": Study(
+        "CIFAR-100, 10 a class, 26 epochs", "cifar100_vit_ti16_few", ONE_VIEW | TWO_VIEWS | _SUMS, "rdrop_x1"
+    ),
+    "digits": Study(
+        "digits, 58 epochs",
+        "digits",
+        ONE_VIEW | TWO_VIEWS | {"rdrop_0.3": "R-Drop 0.3", "rdrop_1": "R-Drop 1", "rdrop_3": "R-Drop 3"},
+        "rdrop_0.3",
+    ),
 }
-
-
-class Summary(NamedTuple):
-    """A quantity over the seeds of a group; the interval is Student's t for the mean."""
-
-    n: int
-    mean: float
-    half_width: float  # of the 95 % interval; NaN for n = 1
-    low: float  # the smallest value, not the end of the interval
-    high: float
-
-
-def summary(values) -> Summary:
-    """n, mean, half of the 95 % interval of the mean, minimum and maximum of independent `values`."""
-    values = pd.Series(values, dtype=float)
-    n = len(values)
-    half = stdtrit(n - 1, (1 + _CONFIDENCE) / 2) * values.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    return Summary(n, float(values.mean()), float(half), float(values.min()), float(values.max()))
 
 
 # ---- runs
@@ -64,8 +95,8 @@ def summary(values) -> Summary:
 def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     """One row for each finished and evaluated run in the folders `below` of `logs`, in order of name.
 
-    Raises UserError for a run.json that is not a run's header. Runs that are still going or that --restart set aside
-    are left out.
+    Runs that are still going, or that --restart set aside, are left out. Raises UserError for a run.json that is not
+    the header of a run.
     """
     logs = Path(logs)
     if not logs.is_dir():
@@ -73,235 +104,279 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     headers = sorted({path for folder in below for path in (logs / folder).rglob("run.json")})
     headers = [path for path in headers if ".old-" not in str(path.relative_to(logs))]
     rows = [row for row in (_row(path, logs) for path in headers) if row]
-    _note_changes(rows)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _note_changes(rows: list[dict]) -> None:
-    """Set "changed" of each run: the settings that most runs of its recipe have otherwise."""
-    for recipe in {row["recipe"] for row in rows}:
-        same = sorted((row for row in rows if row["recipe"] == recipe), key=lambda row: row["started"])
-        for row in same:
-            row["changed"] = {}
-        for name in {name for row in same for name in row["settings"]}:
-            found = [(row, _in_proportion(name, row["settings"])) for row in same if name in row["settings"]]
-            usual = Counter(value for _, value in found).most_common(1)[0][0]  # of equally many the earliest
-            for row, value in found:
-                if value != usual:
-                    row["changed"][name] = row["settings"][name]
-
-
-def _in_proportion(name: str, settings: dict):
-    """A setting's value; warm-up and evaluations that keep their share of the steps are not changed."""
-    return settings[name] / settings["num_steps"] if name in _LONGER[1:] else settings[name]
-
-
 _COLUMNS = (
-    "name", "path", "recipe", "changed", "settings", "dataset", "test_is", "model", "seed", "steps", "image_size",
-    "num_views", "alpha", "kl_sum_over", "precision", "processor", "cores", "gpu", "processes", "threads", "commit",
-    "dirty", "started", "command", "seconds", "selected_on", "best_step", "test_images",
-    "accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last",
-)  # fmt: skip
+    "name",
+    "path",
+    "recipe",
+    "settings",
+    "dataset",
+    "seed",
+    "seconds",
+    "threads",
+    "command",
+    "test_images",
+    "correct",
+    "correct_last",
+    *MEASURES,
+)
 
 
 def _row(path: Path, logs: Path) -> dict | None:
-    """A run as a row of the table, None for one that has not finished or was not evaluated."""
+    """A run as a row of the table; None for one that has not finished or was not evaluated."""
     try:
         header = json.loads(path.read_text())
         if not header["finished"] or "best" not in header["result"]:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
         best, last = result["best"]["test"], result["last"]["test"]
+        if best["total"] != last["total"]:
+            raise ValueError("best and last weights were not tested on the same number of images")
         return {
             "name": path.parent.relative_to(logs).as_posix(),
             "path": path.parent,
             "recipe": recipe["name"],
-            "settings": settings_of(recipe),
-            **{name: recipe[name] for name in ("dataset", "model", "seed", "image_size", "precision", *_KL[:3])},
-            "test_is": result.get("test_is", "test"),  # tables of the user's own pictures have no test set
-            "steps": recipe["num_steps"],
-            **{name: machine[name] for name in ("processor", "cores", "gpu", "started", "command")},
-            "processes": machine.get("processes", 1),  # runs before data parallel had one
+            "settings": recipe,
+            "dataset": recipe["dataset"],
+            "seed": int(recipe["seed"]),
+            "seconds": float(header["seconds"]),
             "threads": int(machine["settings"]["OMP_NUM_THREADS"].split(",")[0]),  # "4,2" is of nested loops
-            "commit": machine["git_commit"],
-            "dirty": machine["git_dirty"],
-            "seconds": header["seconds"],
-            "selected_on": result["best"]["selected_on"],
-            "best_step": result["best"]["step"],
-            "test_images": best["total"],
-            **{name: best[name] for name in ("accuracy", "nll", "ece")},
-            **{f"{name}_last": last[name] for name in ("accuracy", "nll", "ece")},
+            "command": machine["command"],
+            "test_images": int(best["total"]),
+            "correct": int(best["correct"]),
+            "correct_last": int(last["correct"]),
+            **{name: float(best[name]) for name in ("accuracy", "nll", "ece")},
+            **{f"{name}_last": float(last[name]) for name in ("accuracy", "nll", "ece")},
         }
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        detail = f"it has no {problem}" if isinstance(problem, KeyError) else str(problem).splitlines()[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        detail = f"it has no {problem}" if isinstance(problem, KeyError) else (str(problem).splitlines() or ["odd"])[0]
         raise UserError(f"{path}: not the header of a run ({detail}); restore it, or move its folder away") from None
 
 
-def settings_of(recipe: dict) -> dict:
-    """What defines a run but for its seed. With one view the settings of the KL term mean nothing and are left out."""
-    no_meaning = {"name", "summary", "seed", *HARDWARE, *(_KL[1:] if recipe["num_views"] == 1 else ())}
-    settings = {name: value for name, value in {**_LATER, **recipe}.items() if name not in no_meaning}
-    files = {name: Path(value).name for name, value in settings.items() if name.endswith("pretrained")}
-    return settings | files  # the same file may lie elsewhere
+def meaning(recipe: dict) -> dict:
+    """The recorded settings that define a run, but for its seed."""
+    left_out = {*_NOT_MEANT, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
+    found = {name: value for name, value in recipe.items() if name not in left_out}
+    files = {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
+    return found | files  # the same file may lie elsewhere
 
 
-# ---- groups
+def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of STUDIES with columns study and arm, in the order of the tables, then by seed.
 
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """Runs whose recipes differ by the seed alone."""
-
-    recipe: str
-    settings: dict
-    runs: pd.DataFrame  # one a seed, in order of the seed
-    repeated: tuple[str, ...]  # names of runs left out, because `runs` has one of their seed
-
-    @property
-    def one_view(self) -> bool:
-        return self.settings["num_views"] == 1
-
-    @property
-    def strength(self) -> float:
-        """Weight of the mean KL against the mean cross-entropy, the same in both forms of the loss; 0 for one view."""
-        return 0.0 if self.one_view else self.settings["alpha"] * self.settings["kl_sum_over"]
-
-    @property
-    def blocks_shared(self) -> int:
-        """How many blocks both views share; 0 in R-Drop, and with one view."""
-        return 0 if self.one_view else self.settings.get("views_split_at", 0)
-
-    @property
-    def is_rdrop(self) -> bool:
-        """Whether this is the R-Drop of the paper, at whatever strength."""
-        return self.strength > 0 and not self.blocks_shared
-
-    @property
-    def changed(self) -> dict:
-        """Settings besides those of the KL term that most runs of this recipe name have otherwise."""
-        return {name: value for name, value in sorted(self.first("changed").items()) if name not in _KL}
-
-    def arm(self, words: dict | None = None) -> str:
-        """How the group treats the KL term, and `changed`, in a few words; `words` translates them."""
-        words = words or ARM_WORDS
-        if self.one_view:
-            parts = [words["baseline"]]
-        elif self.strength == 0:
-            parts = [words["no KL"]]
-        else:
-            parts = ["R-Drop", f"alpha {self.settings['alpha']:g}"]
-            if self.settings["kl_sum_over"] > 1:
-                parts.append(words["summed"].format(self.settings["kl_sum_over"]))
-            if self.settings["loss_form"] != "sum":
-                parts.append(words["averaged"])
-        if self.blocks_shared:
-            parts.append(words["shared"].format(self.blocks_shared))
-        for name, value in self.changed.items():
-            parts.append(words["steps"].format(value) if name == "num_steps" else f"{name} {value}")
-        return words["comma"].join(parts)
-
-    def first(self, column: str):
-        return self.runs[column].iloc[0]
-
-    def of(self, column: str) -> Summary:
-        return summary(self.runs[column])
-
-    def rest(self, *without: str) -> dict:
-        """The settings besides those of the KL term and those named."""
-        return {name: value for name, value in self.settings.items() if name not in (*_KL, *without)}
-
-
-def _order(group: Group) -> tuple:
-    return group.recipe, not group.one_view, group.blocks_shared, group.strength, str(group.settings)
-
-
-def find_groups(runs: pd.DataFrame) -> list[Group]:
-    """The groups of `runs`, in order of recipe name, number of views and strength of the KL term, shared blocks last.
-
-    A seed counts once: of two runs with the same recipe and seed the one that started first is taken.
+    Raises UserError for a run whose record does not fit its name, or whose settings are not those of its arm.
     """
-    found: dict[tuple, list[int]] = {}
-    for index, run in runs.iterrows():
-        found.setdefault((run["recipe"], json.dumps(run["settings"], sort_keys=True)), []).append(index)
-    groups = []
-    for (recipe, _), rows in found.items():
-        ordered = runs.loc[rows].sort_values(["seed", "started", "name"])
-        again = ordered["seed"].duplicated()
-        groups.append(Group(recipe, runs.at[rows[0], "settings"], ordered[~again], tuple(ordered["name"][again])))
-    return sorted(groups, key=lambda group: _order(group))
+    found = runs.assign(study="", arm="")
+    for index, name in runs["name"].items():
+        match = re.fullmatch(r"study/([^/-]+)-([^/]+)-seed(\d+)", name)
+        study = STUDIES.get(match[1]) if match else None
+        if study is None or match[2] not in study.arms:
+            continue
+        run = runs.loc[index]
+        if run["recipe"] != study.recipe or run["seed"] != int(match[3]):
+            raise UserError(
+                f"logs/{name}: its name says recipe {study.recipe} and seed {match[3]}, its run.json "
+                f"{run['recipe']} and {run['seed']}; give the folder its own name"
+            )
+        found.loc[index, ["study", "arm"]] = match[1], match[2]
+    found = found[found["study"] != ""]
+    for _, arm in found.groupby(["study", "arm"]):
+        _check_same(arm)
+    places = {(name, arm): place for place, (name, arm) in enumerate((s, a) for s in STUDIES for a in STUDIES[s].arms)}
+    order = [places[row.study, row.arm] for row in found.itertuples()]
+    return found.assign(order=order).sort_values(["order", "seed"]).drop(columns="order").reset_index(drop=True)
 
 
-# ---- arms against others
-
-# What an arm with two views is compared with: a baseline of as many steps; one of as much compute (twice the steps;
-# not where the views share blocks); the same two views without KL; and, where the views share blocks, R-Drop itself.
-AGAINST = ("steps", "compute", "no KL", "whole")
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """An arm with two views and what it is compared with, of the same data, network and optimiser."""
-
-    reference: Group
-    arm: Group
-    against: str  # one of AGAINST
-
-    @property
-    def seeds(self) -> list[int]:
-        """Those that both have: with the same seed both see the same crops in the same order."""
-        return sorted(set(self.reference.runs["seed"]) & set(self.arm.runs["seed"]))
-
-    def difference(self, column: str) -> Summary:
-        """The arm minus its reference, seed by seed."""
-        one, other = (group.runs.set_index("seed")[column] for group in (self.arm, self.reference))
-        return summary([one[seed] - other[seed] for seed in self.seeds])
+def _check_same(arm: pd.DataFrame) -> None:
+    """Raise UserError unless the runs of an arm differ by the seed alone."""
+    first = meaning(arm["settings"].iloc[0])
+    for run in arm.itertuples():
+        own = meaning(run.settings)
+        for name in first.keys() & own.keys():
+            if own[name] != first[name]:
+                raise UserError(
+                    f"logs/{run.name}: has {name} {own[name]} where {arm['name'].iloc[0]} has "
+                    f"{first[name]}; runs of an arm differ by the seed alone"
+                )
 
 
-def find_pairs(groups: list[Group]) -> list[Pair]:
-    """Every arm with two views beside every group that it can be compared with and shares a seed with."""
-    pairs = []
-    for arm in (group for group in groups if not group.one_view):
-        for other in groups:
-            against = _against(arm, other)
-            if against and (pair := Pair(other, arm, against)).seeds:
-                pairs.append(pair)
-    return sorted(pairs, key=lambda pair: AGAINST.index(pair.against))
+# ---- arms and differences
 
 
-def _against(arm: Group, other: Group) -> str:
-    """One of AGAINST, or "" where the two differ in something else."""
-    same = arm.rest() == other.rest()
-    if other.one_view:
-        if same:
-            return "steps"
-        twice = other.settings["num_steps"] == 2 * arm.settings["num_steps"] and not arm.blocks_shared
-        return "compute" if twice and arm.rest(*_LONGER) == other.rest(*_LONGER) else ""
-    if not same or other.blocks_shared or arm.settings["loss_form"] != other.settings["loss_form"]:
-        return ""
-    if arm.blocks_shared:
-        return "whole" if arm.strength == other.strength else ""
-    return "no KL" if arm.strength > 0 == other.strength else ""
+def half_width(values) -> float:
+    """Half the width of the 95 % t interval of the mean of independent `values`; NaN for one value."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return math.nan
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def main_pair(pairs: list[Pair], recipe: str) -> Pair | None:
-    """R-Drop and baseline of equal steps that stand for `recipe` in figures: most seeds, then started first."""
-    fitting = [p for p in pairs if p.arm.recipe == recipe and p.against == "steps" and p.arm.is_rdrop]
-    return min(fitting, key=lambda p: (-len(p.arm.runs), p.arm.runs["started"].min()), default=None)
+def arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm of `study_runs`: study, arm, label, n, seconds (mean), each of MEASURES and its half width."""
+    rows = []
+    for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
+        row = {"study": study, "arm": arm, "label": STUDIES[study].arms[arm], "n": len(own)}
+        row["seconds"] = own["seconds"].mean()
+        rows.append(row | _means(own[list(MEASURES)]))
+    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *_with_halves()))
+
+
+def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
+    """Each other arm of `study_runs` minus the arm `against` of its study, seed by seed.
+
+    Columns study, arm, n (seeds that both have), each of MEASURES and its half width. Arms without a common seed are
+    left out. With the same seed both arms see the same crops in the same order, hence the pairs.
+    """
+    rows = []
+    for study, all_arms in runs.groupby("study", sort=False):
+        tables = {arm: own.set_index("seed")[list(MEASURES)] for arm, own in all_arms.groupby("arm", sort=False)}
+        reference = tables.pop(against, None)
+        for arm, table in tables.items():
+            pairs = table.sub(reference).dropna() if reference is not None else table[:0]
+            if len(pairs):
+                rows.append({"study": study, "arm": arm, "n": len(pairs)} | _means(pairs))
+    return pd.DataFrame(rows, columns=("study", "arm", "n", *_with_halves()))
+
+
+def _with_halves() -> list[str]:
+    return [name for measure in MEASURES for name in (measure, f"{measure}_half")]
+
+
+def _means(values: pd.DataFrame) -> dict:
+    found = {}
+    for measure in MEASURES:
+        found[measure] = values[measure].mean()
+        found[f"{measure}_half"] = half_width(values[measure])
+    return found
+
+
+def curves(runs: pd.DataFrame, tag: str) -> pd.DataFrame:
+    """The mean over the seeds of a recorded value: columns study, arm, step, value; steps that every seed has."""
+    tables = []
+    for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
+        seeds = [pd.Series({row["step"]: row[tag] for row in read_metrics(path) if tag in row}) for path in own["path"]]
+        mean = pd.concat(seeds, axis=1).dropna().mean(axis=1).rename("value").rename_axis("step").reset_index()
+        tables.append(mean.assign(study=study, arm=arm))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=("step", "value", "study", "arm"))
+
+
+def command(run) -> str:
+    """The command that repeats a row of `find_runs` with a seed of one's own, `--seed N`.
+
+    Only the names of its options come from the recorded command. Each must be a recorded setting, and the values are
+    the recorded ones, quoted for the shell. Paths are left out, as they are the reader's own.
+    """
+    settings = run["settings"]
+    paths = ("data_dir", "pretrained", "second_pretrained", "seed")
+    try:
+        words = shlex.split(run["command"])
+    except ValueError:
+        words = []
+    named = [word[2:].split("=")[0] for word in words if word.startswith("--")]
+    options = [f"--{name} {shlex.quote(str(settings[name]))}" for name in named if name in settings.keys() - {*paths}]
+    return " ".join(["bash run_train.sh", shlex.quote(str(settings["name"])), *options, "--seed N"])
+
+
+# ---- tuning
+
+
+def tuning(logs: Path = LOGS) -> pd.DataFrame:
+    """The runs that chose the learning rates, logs/tuning/[STUDY_][ARM_]rate_RATE.
+
+    Columns folder, study, arm, recipe, steps, rate, and accuracy and nll of the last weights on held-out training
+    images; chosen is True for the highest accuracy of its study and arm, of equal ones for the lowest NLL.
+    """
+    rows = []
+    for run in find_runs(logs, ("tuning",)).to_dict("records"):
+        match = re.fullmatch(r"tuning/(?:(few|102)_)?(?:(.+)_)?rate_[\d.]+", run["name"])
+        records = [row for row in read_metrics(run["path"]) if "validation/accuracy" in row]
+        if not match or not records:
+            continue
+        settings = run["settings"]
+        rows.append(
+            {
+                "folder": run["name"],
+                "study": {"few": "cifar100_few", "102": "cifar100_102", None: "cifar100"}[match[1]],
+                "arm": match[2] or "baseline",
+                "steps": settings["num_steps"],
+                "rate": settings["learning_rate"],
+                "accuracy": records[-1]["validation/accuracy"],
+                "nll": records[-1]["validation/nll"],
+            }
+        )
+    table = pd.DataFrame(rows, columns=("folder", "study", "arm", "steps", "rate", "accuracy", "nll"))
+    ranked = table.sort_values(["accuracy", "nll"], ascending=[False, True])
+    best = ranked.groupby(["study", "arm"]).head(1).index
+    table["chosen"] = table.index.isin(best)
+    return table.sort_values(["study", "arm", "rate"], ignore_index=True)
+
+
+# ---- predictions
+
+
+def read_predictions(run: Path) -> pd.DataFrame:
+    """What the best weights of a finished run say: one row a test image, in the order of the test set.
+
+    Columns label, predicted, confidence (probability of the predicted class), nll (-log P(label), nats) and hit.
+    Raises UserError when `run` is no such folder, or its predictions are missing, damaged or not those of its run.json.
+    """
+    run = Path(run)
+    try:
+        header = json.loads((run / "run.json").read_text())
+        counts = header["result"]["best"]["test"] if header["finished"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(
+            f"{run}: not the folder of an evaluated run (no run.json with a test result); give one such "
+            "as logs/evidence/digits"
+        ) from None
+    if counts is None:
+        raise UserError(f"{run}: this run has not finished; continue it with the command in its run.json")
+    path = run / "predictions.npz"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; copy it from where the run was trained, or train it again")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = pd.DataFrame(
+                {
+                    "label": file["labels"],
+                    "predicted": file["top5"][:, 0],
+                    "confidence": file["confidence"],
+                    "nll": file["nll"],
+                }
+            )
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
+        detail = (str(problem).strip("'\"").splitlines() or ["damaged"])[0]
+        raise UserError(f"{path}: not readable as predictions ({detail}); copy it again from the run") from None
+    found["hit"] = found["label"] == found["predicted"]
+    correct, total = int(found["hit"].sum()), len(found)
+    if (correct, total) != (counts["correct"], counts["total"]):
+        raise UserError(
+            f"{path}: has {correct:,} of {total:,} images right, run.json says {counts['correct']:,} of "
+            f"{counts['total']:,}; the two are not of one run, copy both again"
+        )
+    return found
+
+
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images in BINS equal bins of confidence (Guo et al., arXiv 1706.04599): count, and mean confidence and hit."""
+    which = np.minimum((predictions["confidence"] * BINS).astype(int), BINS - 1)
+    grouped = predictions.groupby(which)
+    return pd.DataFrame(
+        {"count": grouped.size(), "confidence": grouped["confidence"].mean(), "accuracy": grouped["hit"].mean()}
+    )
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.results", description="Print the finished runs of a folder.")
     parser.add_argument("folder", nargs="?", default=str(LOGS), help="folder with runs, at any depth (default logs/)")
-    runs = find_runs(Path(parse(parser, argv).folder))
+    folder = Path(parse(parser, argv).folder)
+    runs = find_runs(folder)
     if runs.empty:
-        raise UserError(f"{parse(parser, argv).folder}: no finished run in it; train one with bash run_train.sh")
-    shown = ["name", "steps", "image_size", "num_views", "alpha", "kl_sum_over", "seed", "accuracy", "nll", "ece"]
-    print(runs[shown].to_string(index=False, float_format=lambda value: f"{value:.4f}"))
-    for group in find_groups(runs):
-        n, mean, half, low, high = group.of("accuracy")
-        interval = f" ± {100 * half:.2f} (95 % interval), {100 * low:.2f} to {100 * high:.2f}" if n > 1 else ""
-        seeds = ", ".join(map(str, group.runs["seed"]))
-        print(f"{group.recipe}, {group.arm()}: {100 * mean:.2f} %{interval}, n = {n} (seeds {seeds})")
+        raise UserError(f"{folder}: no finished run in it; train one with bash run_train.sh")
+    shown = runs[["name", "recipe", "seed", "test_images", "correct", "correct_last", *MEASURES]]
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 
 if __name__ == "__main__":

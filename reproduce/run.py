@@ -75,7 +75,7 @@ class Run:
         self.progress.step, self.progress.evaluated = step, False
         self.bar.update()
         if step % self.recipe.log_every == 0 or step == self.recipe.num_steps:
-            row = _training_record(self.progress.window, self.recipe.batch_size)
+            row = training_record(self.progress.window, self.recipe.batch_size)
             self.log.add(step, row)
             self.progress.window = []
             text = f"loss {row['train/loss']:.3f}, {row['train/images_per_second']:.0f} images/s"
@@ -273,7 +273,7 @@ def _progress_bar(title: str, done: int, total: int) -> tqdm:
     )
 
 
-def _training_record(window: list[dict], batch_size: int) -> dict:
+def training_record(window: list[dict], batch_size: int) -> dict:
     """Means over the updates of `window`, their rate and speed, and the GPU's peak memory.
 
     With loss scaling a norm may be infinite: such an update was skipped, and its norm does not count.

@@ -8,12 +8,12 @@ import json
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
-
-from common.errors import UserError
 from models.res2net import Res2Net, Res2Net50_vd_26w_4s
 from models.resnet_parts import class_count
 from models.se_resnet import SE_ResNet50_vd, SE_ResNeXt50_vd_32x4d, SEResNet
+from paddle import nn
+
+from common.errors import UserError
 from models.weight_files import read_arrays
 
 NETWORKS = {f.__name__: f for f in (Res2Net50_vd_26w_4s, SE_ResNet50_vd, SE_ResNeXt50_vd_32x4d)}

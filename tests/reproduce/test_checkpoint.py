@@ -60,7 +60,7 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_named(tmp_path, capsy
 
 def test_no_state_yet(tmp_path):
     assert checkpoint.load_latest(tmp_path / "none") is None
-    assert checkpoint.newest(tmp_path) == "no checkpoint yet"
+    assert checkpoint.where_it_stands(tmp_path) == "no checkpoint yet"
 
 
 def test_another_meaning_is_refused_by_name(tmp_path):
@@ -81,3 +81,17 @@ def test_a_state_of_another_version_is_refused(tmp_path):
     path.write_bytes(hashlib.sha256(payload).digest() + payload)
     with pytest.raises(UserError, match="written by another version"):
         checkpoint.load_latest(tmp_path)
+
+
+def test_only_the_projects_own_names_are_states_and_a_folder_in_their_place_is_damage(tmp_path, capsys):
+    """A user's copies stay, and the run falls back to the state before."""
+    trained(2, tmp_path)
+    for name in ("step_best_copy.pdstate", "step_00000099.pdstate.bak", "step_1.pdstate"):
+        (tmp_path / name).write_bytes(b"mine")
+    trained(4, tmp_path, resume=True)
+    assert (tmp_path / "step_best_copy.pdstate").read_bytes() == (tmp_path / "step_1.pdstate").read_bytes() == b"mine"
+    newest = tmp_path / "step_00000004.pdstate"
+    newest.unlink()
+    newest.mkdir()
+    assert checkpoint.load_latest(tmp_path).progress.step == 3
+    assert f"{newest} is damaged" in capsys.readouterr().err

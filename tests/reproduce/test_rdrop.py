@@ -5,7 +5,7 @@ import paddle
 import pytest
 from paddle.nn import functional as F
 
-from reproduce.rdrop import rdrop_loss, views
+from reproduce.rdrop import rdrop_loss
 
 
 def tensor(x, dtype="float64"):
@@ -130,32 +130,6 @@ def test_a_batch_of_padding_only_has_loss_zero():
     a, b, labels = random_views((2, 3, 5))
     found = rdrop_loss(a, b, labels, alpha=0.6, pad_mask=paddle.ones([2, 3], "bool"))
     assert float(found.loss) == 0.0
-
-
-def test_one_pass_gives_two_views_under_different_masks():
-    paddle.seed(0)
-    network = paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(50, 4))
-    x = paddle.ones([3, 50])
-    a, b = views(network, x)
-    assert a.shape == b.shape == [3, 4]
-    assert (a != b).any()
-    network.eval()
-    a, b = views(network, x)
-    np.testing.assert_array_equal(a.numpy(), b.numpy())
-
-
-def test_two_networks_each_see_the_images_once():
-    first, second = paddle.nn.Linear(5, 3), paddle.nn.Linear(5, 3)
-    x = paddle.randn([2, 5])
-    a, b = views([first, second], x)
-    np.testing.assert_array_equal(a.numpy(), first(x).numpy())
-    np.testing.assert_array_equal(b.numpy(), second(x).numpy())
-
-
-def test_one_view_has_no_second():
-    network = paddle.nn.Linear(5, 3)
-    a, b = views(network, paddle.randn([2, 5]), num_views=1)
-    assert a.shape == [2, 3] and b is None
 
 
 def test_unknown_form():

@@ -10,12 +10,29 @@ def test_the_headline_is_what_the_official_code_does():
     """dropreg/R-Drop, vit_src: defaults of train.py, but for the steps, which the paper gives as 10,000."""
     recipe = RECIPES["cifar100_vit_b16_rdrop"]
     expected = {
-        "dataset": "cifar100", "model": "ViT-B_16", "image_size": 384, "crop_min_area": 0.05, "flip": False,
-        "dropout": 0.1, "attention_dropout": 0.0, "projection_dropout": 0.0, "num_views": 2, "alpha": 0.3,
-        "kl_sum_over": 32, "loss_form": "sum", "num_steps": 10_000, "batch_size": 512, "learning_rate": 1e-2,
-        "schedule": "cosine", "warmup_steps": 500, "momentum": 0.9, "weight_decay": 0.0, "max_grad_norm": 1.0,
-        "seed": 42, "eval_every": 100,
-    }  # fmt: skip
+        "dataset": "cifar100",
+        "model": "ViT-B_16",
+        "image_size": 384,
+        "crop_min_area": 0.05,
+        "flip": False,
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+        "projection_dropout": 0.0,
+        "num_views": 2,
+        "alpha": 0.3,
+        "kl_sum_over": 32,
+        "loss_form": "sum",
+        "num_steps": 10_000,
+        "batch_size": 512,
+        "learning_rate": 1e-2,
+        "schedule": "cosine",
+        "warmup_steps": 500,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "seed": 42,
+        "eval_every": 100,
+    }
     assert {name: getattr(recipe, name) for name in expected} == expected
 
 
@@ -50,7 +67,7 @@ def test_meaning_leaves_out_what_only_the_hardware_needs():
         ({"num_steps": 0}, "--num_steps 0: must be at least 1"),
         ({"num_steps": -5}, "--num_steps -5: must be at least 1"),
         ({"batch_size": 0}, "--batch_size 0"),
-        ({"dropout": 1.0}, "--dropout 1.0: must be at least 0 and below 1"),
+        ({"dropout": 1.0}, "--dropout 1.0: must be below 1"),
         ({"learning_rate": 0.0}, "--learning_rate 0.0: must be above 0"),
         ({"learning_rate": float("nan")}, "--learning_rate nan: must be a number"),
         ({"alpha": -0.1}, "--alpha -0.1"),
@@ -58,12 +75,9 @@ def test_meaning_leaves_out_what_only_the_hardware_needs():
         ({"num_views": 3}, "--num_views 3: known: 1, 2"),
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"validation_per_class": 0}, "--select_on test"),
-        ({"views_split_at": -1}, "--views_split_at -1: must be at least 0"),
-        ({"views_split_at": 4, "model": "ViT-digits"}, "ViT-digits has 4"),
-        ({"views_split_at": 1, "num_views": 1}, "--views_split_at 1: needs two views"),
-        ({"views_split_at": 1, "model": "SE_ResNet50_vd"}, "SE_ResNet50_vd has 0"),
-        ({"fused": True, "model": "SE_ResNet50_vd"}, "--fused true: only ViTs"),
-        ({"resident": True, "dataset": "imagenet"}, "--resident true: the images of imagenet are read from files"),
+        ({"seed": 2**63}, "--seed 9223372036854775808: must be below 9223372036854775808"),
+        ({"validation_share": 1.0}, "--validation_share 1.0: must be below 1"),
+        ({"num_epochs": 2, "num_steps": 5}, "--num_epochs 2 and --num_steps 5: give one of them"),
     ],
 )
 def test_values_that_cannot_be_trained(changes, message):
@@ -75,3 +89,8 @@ def test_values_that_cannot_be_trained(changes, message):
 def test_unknown_recipe_lists_the_near_ones():
     with pytest.raises(UserError, match="did you mean cifar100_vit_b16_rdrop"):
         get_recipe("cifar100_vitb16_rdrop")
+
+
+def test_a_number_of_steps_counts_in_a_recipe_of_epochs():
+    assert get_recipe("images_vit_b16", num_steps=7).num_epochs == 0
+    assert get_recipe("images_vit_b16").num_epochs == 10

@@ -11,8 +11,8 @@ import pytest
 from conftest import assert_user_error
 
 from reproduce import ROOT
-from reproduce.recipes import RECIPES, get_recipe
-from reproduce.study import STUDIES, _run_all, runs_of
+from reproduce.recipes import get_recipe
+from reproduce.study import STUDIES, Runner, runs_of
 
 SHORT = ("--num_steps", 60, "--warmup_steps", 2, "--eval_every", 30, "--batch_size", 16, "--save_every", 3)
 
@@ -32,8 +32,10 @@ def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
     done = command("reproduce.study", *arguments)
     assert done.returncode == 0, done.stderr
     assert "2 arms of digits x 1 seeds" in done.stdout and "all 2 runs" in done.stdout
-    headers = {arm: json.loads((tmp_path / "logs" / "study" / f"digits-{arm}-seed1" / "run.json").read_text())
-               for arm in ("baseline", "rdrop_1")}  # fmt: skip
+    headers = {
+        arm: json.loads((tmp_path / "logs" / "study" / f"digits-{arm}-seed1" / "run.json").read_text())
+        for arm in ("baseline", "rdrop_1")
+    }
     assert all(header["finished"] for header in headers.values())
     assert [headers[arm]["recipe"]["num_views"] for arm in headers] == [1, 2]
     again = command("reproduce.study", *arguments)
@@ -47,8 +49,13 @@ def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
 def test_two_runs_at_a_time_share_the_cores_and_stop_together(command, tmp_path):
     arguments = ["digits", "--seeds", 1, "--arm", "baseline", "--arm", "rdrop_1", "--jobs", 2, *SHORT]
     arguments = [*map(str, arguments), "--out", str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-m", "reproduce.study", *arguments], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reproduce.study", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     saved = tmp_path / "checkpoints" / "study"
     names = [f"digits-{arm}-seed1" for arm in ("baseline", "rdrop_1")]
     while not all(list((saved / name).glob("step_*")) for name in names):
@@ -71,7 +78,7 @@ def test_a_run_that_cannot_be_started_ends_the_others(tmp_path):
     (tmp_path / "checkpoints" / "study" / "digits-rdrop_1-seed1.txt").mkdir(parents=True)
     settings = list(map(str, SHORT))
     with pytest.raises(IsADirectoryError):
-        _run_all(runs_of("digits", 1, ["baseline", "rdrop_1"], settings), 2, 2, tmp_path)
+        Runner(runs_of("digits", 1, ["baseline", "rdrop_1"], settings), 2, 2, tmp_path).run()
     assert subprocess.run(["pgrep", "-f", f"out {tmp_path}"]).returncode == 1  # nothing is left running
     assert (tmp_path / "checkpoints" / "study" / "digits-baseline-seed1.txt").exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -79,11 +86,23 @@ def test_a_run_that_cannot_be_started_ends_the_others(tmp_path):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_run_that_fails_ends_the_study(command, tmp_path, jobs):
-    done = command("reproduce.study", "cifar100", "--seeds", 1, "--jobs", jobs, "--data_dir", tmp_path / "none",
-                   "--pretrained", "", "--out", tmp_path)  # fmt: skip
-    assert done.returncode == 2 and "baseline-seed1 ended with exit code 2, see" in done.stderr
+    done = command(
+        "reproduce.study",
+        "cifar100",
+        "--seeds",
+        1,
+        "--jobs",
+        jobs,
+        "--data_dir",
+        tmp_path / "none",
+        "--pretrained",
+        "",
+        "--out",
+        tmp_path,
+    )
+    assert done.returncode == 2 and "-seed1 ended with exit code 2, see" in done.stderr
     assert str(tmp_path / "none") in done.stderr and "Traceback" not in done.stderr
-    assert done.stdout.count(" of 9, study/") == jobs  # none was started after it
+    assert done.stdout.count(" of 6, study/") == jobs  # none was started after it
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -91,8 +110,11 @@ def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
     study = STUDIES[name]
     recipes = {arm: get_recipe(study.recipe, **changes) for arm, changes in study.arms.items()}
     assert len({json.dumps(recipe.meaning()) for recipe in recipes.values()}) == len(recipes) >= 5
-    base = RECIPES[study.recipe]
-    assert recipes["baseline_twice"].num_steps * 1 == base.num_steps * base.num_views  # equal compute
+    for arm in ("two_views", *recipes):  # equal compute
+        if arm != "baseline":
+            recipe = recipes[arm]
+            images = recipe.num_steps * recipe.batch_size * recipe.num_views
+            assert images == 2 * recipes["baseline"].num_steps * recipes["baseline"].batch_size, arm
     runs = runs_of(name, 2, list(study.arms), [])
     assert len({run.name for run in runs}) == len(runs) == 2 * len(study.arms)
 
@@ -117,7 +139,10 @@ def test_bad_input(command, tmp_path, arguments, fragments):
 
 def test_the_script_knows_studies(tmp_path):
     done = subprocess.run(
-        ["bash", "run_train.sh", "--study", "digits", "--list", "--seeds", "1"], cwd=ROOT, capture_output=True,
-        text=True, env={**os.environ, "PYTHON": sys.executable},
-    )  # fmt: skip
+        ["bash", "run_train.sh", "--study", "digits", "--list", "--seeds", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
     assert done.returncode == 0 and "digits-baseline_twice-seed1" in done.stdout, done.stderr

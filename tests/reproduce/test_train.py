@@ -1,14 +1,17 @@
 """The whole path in processes of its own, as a user starts it."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
 import math
 import os
 import re
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
+import threading
+import time
 
 import numpy as np
 import paddle
@@ -21,10 +24,28 @@ from data import load_dataset
 from models import build_model, model_config
 from models.weights import read_weights
 from reproduce import ROOT, train
+from reproduce.job import Job
+from reproduce.optim import clip, global_norm, make_optimizer
 from reproduce.recipes import get_recipe
+from reproduce.run import training_record
 
-SHORT = ("digits", "--num_steps", 24, "--warmup_steps", 4, "--eval_every", 8, "--batch_size", 16,
-         "--log_every", 4, "--save_every", 5, "--run", "short")  # fmt: skip
+SHORT = (
+    "digits",
+    "--num_steps",
+    24,
+    "--warmup_steps",
+    4,
+    "--eval_every",
+    8,
+    "--batch_size",
+    16,
+    "--log_every",
+    4,
+    "--save_every",
+    5,
+    "--run",
+    "short",
+)
 
 
 def records(folder):
@@ -50,8 +71,16 @@ def test_train_then_evaluate(command, tmp_path):
     assert best["accuracy"] == max(validated.values()) and validated[best["step"]] == best["accuracy"]
 
     board = LogReader(file_path=str(next(logs.glob("vdlrecords.*"))))
-    tags = {"train/loss", "train/cross_entropy", "train/kl", "train/gradient_norm", "train/learning_rate",
-            "train/images_per_second", "validation/accuracy", "test/accuracy"}  # fmt: skip
+    tags = {
+        "train/loss",
+        "train/cross_entropy",
+        "train/kl",
+        "train/gradient_norm",
+        "train/learning_rate",
+        "train/images_per_second",
+        "validation/accuracy",
+        "test/accuracy",
+    }
     assert tags <= set(board.get_tags()["scalar"])
     drawn = {record.id: record.value for record in board.get_data("scalar", "train/loss")}
     assert drawn == pytest.approx(losses)
@@ -92,14 +121,15 @@ def gradients(recipe):
     rng = np.random.default_rng(7)
     model.head.weight.set_value(rng.normal(size=[64, 10]).astype("float32"))
     data = load_dataset("digits", validation_per_class=20)
-    batches = data.train.stream(train.requests(recipe, len(data.train), 1), 8, train.augmentation(recipe))
-    parts = train.accumulate_gradients(recipe, [model], None, batches)
-    return parts, {name: p.grad.numpy() for name, p in model.named_parameters()}
+    batches = train.micro_batches(recipe, data.train, 1, recipe.micro_batch_size)
+    cut = train.pieces_of_a_batch(recipe, recipe.micro_batch_size)
+    sums = train.add_gradients(recipe, model, None, itertools.islice(batches, len(cut)))
+    return sums.numpy(), {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_micro_batches_do_not_change_loss_or_gradient(micro_batch_size):
-    recipe = get_recipe("digits", batch_size=16, dropout=0.0, attention_dropout=0.0, kl_sum_over=4, num_views=2)
+    recipe = get_recipe("digits", batch_size=16, dropout=0.0, kl_sum_over=4, precision="fp32")
     parts, whole = gradients(recipe)
     pieces, found = gradients(dataclasses.replace(recipe, micro_batch_size=micro_batch_size))
     assert pieces == pytest.approx(parts, rel=1e-5, abs=1e-6)
@@ -107,47 +137,127 @@ def test_micro_batches_do_not_change_loss_or_gradient(micro_batch_size):
         np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-6 * max(1, np.abs(value).max()), err_msg=name)
 
 
+def trained(tmp_path, name="run", **changes):
+    """Records of a short run of digits in this process."""
+    recipe = get_recipe("digits", num_steps=6, warmup_steps=2, eval_every=0, log_every=1, precision="fp32", **changes)
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        train.train(Job(recipe, name, tmp_path))
+    return [row["train/loss"] for row in records(tmp_path / "logs" / name)], stdout.getvalue()
+
+
+def test_recompute_is_the_same_to_the_bit(tmp_path):
+    plain, _ = trained(tmp_path)
+    again, _ = trained(tmp_path, "recompute", recompute=True)
+    assert len(plain) == 6 and plain[0] != plain[-1] and again == plain
+
+
+def test_batches_made_ahead_by_a_thread_are_the_same(tmp_path, monkeypatch):
+    """What a GPU gets, on a CPU; an error in the thread reaches the trainer, and an unfinished stream ends."""
+    recipe = get_recipe("digits", precision="fp32")
+    images = load_dataset("digits", validation_per_class=20).train
+    plain = itertools.islice(train.micro_batches(recipe, images, 1, 64), 5)
+    threads = threading.active_count()
+    made = train.ahead(train.micro_batches(recipe, images, 1, 64))
+    for (one, labels), (two, same) in zip(plain, made, strict=False):
+        assert (one.numpy() == two.numpy()).all() and (labels.numpy() == same.numpy()).all()
+    made.close()
+    while threading.active_count() > threads:
+        time.sleep(0.01)
+
+    def broken():
+        yield 1
+        raise OSError("the disk is gone")
+
+    stream = train.ahead(broken())
+    assert next(stream) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)
+    assert list(train.ahead(iter(range(7)))) == list(range(7))
+
+
+def test_an_update_that_runs_out_of_memory_is_repeated_with_half_of_the_micro_batch(tmp_path, monkeypatch):
+    """With dropout 0 the update is the same; the new size is said and recorded."""
+    expected, _ = trained(tmp_path, dropout=0.0)
+    real = train.rdrop_loss
+
+    def short_of_memory(logits_a, *arguments):
+        if len(logits_a) > 20:
+            raise RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0. Cannot allocate 9.0GB memory")
+        return real(logits_a, *arguments)
+
+    monkeypatch.setattr(train, "rdrop_loss", short_of_memory)
+    found, stdout = trained(tmp_path, "halved", dropout=0.0)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert "step 1: out of memory; goes on with --micro_batch_size 16" in stdout
+    assert json.loads((tmp_path / "logs" / "halved" / "run.json").read_text())["micro_batch_size"] == 16
+    monkeypatch.setattr(train, "rdrop_loss", lambda *given: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        trained(tmp_path, "none")
+
+
+def test_one_transfer_an_update_whatever_the_micro_batches(monkeypatch):
+    """Each transfer makes a GPU wait for Python."""
+    recipe = get_recipe("digits", batch_size=16, micro_batch_size=2, dropout=0.0, precision="fp32")
+    paddle.seed(1)
+    model = build_model("ViT-digits", 10, 8)  # the plain network, as on a GPU
+    optimizer = make_optimizer(recipe, model)
+    images = load_dataset("digits", validation_per_class=20).train
+    batches = list(itertools.islice(train.micro_batches(recipe, images, 1, 2), 8))
+    counted = []
+    for name in ("numpy", "item", "tolist", "__float__", "__int__", "__bool__", "__array__"):
+        real = getattr(paddle.Tensor, name)
+
+        def counting(tensor, *arguments, real=real, name=name):
+            counted.append(name)
+            return real(tensor, *arguments)
+
+        monkeypatch.setattr(paddle.Tensor, name, counting)
+    found = train.train_step(recipe, model, optimizer, None, 1, iter(batches))
+    assert found["loss"] > 0 and counted in (["tolist"], ["tolist", "numpy"])  # tolist may call numpy
+
+
 @pytest.mark.parametrize("max_norm", [0.5, 500.0, math.inf])
 def test_clipping_equals_paddles(max_norm):
     """Below the limit and where there is none, gradients stay as they are."""
+
+    def ours(parameters):
+        gradients = [p.grad for p in parameters]
+        norm = float(global_norm(gradients))
+        clip(gradients, norm, max_norm)
+        return norm
+
     found = []
-    for clip in (train.clip_gradients, paddle.nn.utils.clip_grad_norm_):
+    for clipping in (ours, lambda parameters: paddle.nn.utils.clip_grad_norm_(parameters, max_norm)):
         layers = paddle.nn.Linear(30, 20), paddle.nn.Linear(20, 3)
         for layer in layers:
             layer.weight.set_value(paddle.ones(layer.weight.shape) / 7)
         parameters = [p for layer in layers for p in layer.parameters()]
         layers[1](layers[0](paddle.ones([2, 30]))).sum().backward()
-        unused = paddle.nn.Linear(2, 2).parameters()
-        norm = clip(parameters + unused, max_norm)
+        norm = clipping(parameters)
         found.append([np.float32(norm), *(p.grad.numpy() for p in parameters)])
     assert 1 < found[1][0] < 500
-    for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6)
 
 
 def test_a_record_has_means_over_its_updates_and_leaves_out_the_norms_of_skipped_ones():
-    updates = [{"loss": 3.0, "gradient_norm": 5.0, "seconds": 1.0}, {"loss": 2.0, "gradient_norm": 2.0, "seconds": 3.0}]
-    expected = {"train/loss": 2.5, "train/gradient_norm": 3.5, "train/learning_rate": 0.1,
-                "train/images_per_second": 4.0}  # fmt: skip
-    assert train.training_record(updates, 0.1, 8) == expected
+    shared = {"cross_entropy": 1.0, "kl": 0.5, "learning_rate": 0.1}
+    updates = [
+        {**shared, "loss": 3.0, "gradient_norm": 5.0, "seconds": 1.0},
+        {**shared, "loss": 2.0, "gradient_norm": 2.0, "seconds": 3.0},
+    ]
+    expected = {
+        "train/loss": 2.5,
+        "train/cross_entropy": 1.0,
+        "train/kl": 0.5,
+        "train/gradient_norm": 3.5,
+        "train/learning_rate": 0.1,
+        "train/images_per_second": 4.0,
+    }
+    assert training_record(updates, 8) == expected
     updates[1]["gradient_norm"] = math.inf
-    assert train.training_record(updates, 0.1, 8) == expected | {"train/gradient_norm": 5.0}
-    assert "train/gradient_norm" not in train.training_record(updates[1:], 0.1, 8)
-
-
-@pytest.mark.parametrize("option", ["fused", "resident", "recompute"])
-def test_options_for_gpus_change_nothing_but_rounding(option, monkeypatch):
-    """What can be seen of them on a CPU; `recompute` is the same to the bit."""
-    losses, real = [], train.training_record
-    for on in (False, True):
-        recipe = get_recipe("digits", dropout=0.1, num_steps=6, warmup_steps=2, eval_every=0, **{option: on})
-        rows = []
-        monkeypatch.setattr(train, "training_record", lambda *given, rows=rows: rows.extend(given[0]) or real(*given))
-        with tempfile.TemporaryDirectory() as out:
-            train.train(dataclasses.replace(recipe, log_every=1), "run", Path(out))
-        losses.append([row["loss"] for row in rows])
-    assert len(losses[0]) == 6 and losses[0][0] != losses[0][-1]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0 if option != "fused" else 1e-6)
+    assert training_record(updates, 8) == expected | {"train/gradient_norm": 5.0}
+    assert "train/gradient_norm" not in training_record(updates[1:], 8)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
@@ -161,12 +271,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
     [
         (["dgits"], ["unknown recipe 'dgits'", "did you mean digits"]),
         (["digits", "--num_step", "5"], ["unknown: --num_step 5", "did you mean --num_steps"]),
+        (["digits", "--lr", "0.1"], ["unknown: --lr 0.1", "here it is --learning_rate"]),
+        (["digits", "--resume"], ["the same command again"]),
+        (["digits", "--gpu", "A100"], ["--gpu A100: is for --dry_run"]),
+        (["digits", "--gpu", "Z80", "--dry_run"], ["--gpu Z80: known are", "A100"]),
         (["digits", "--num_steps", "many"], ["--num_steps", "many"]),
         (["digits", "--num_steps", "-1"], ["--num_steps -1: must be at least 1"]),
         (["digits", "--precision", "bf16", "--device", "cpu"], ["--precision bf16", "CPU"]),
         (["digits", "--pretrained", "no.npz"], ["no.npz: no such file"]),
         (["digits", "--second_pretrained", "x.npz"], ["--second_pretrained x.npz: there is no second network"]),
-        (["digits", "--seed", 2**63], ["--seed 9223372036854775808: must be below 2^63"]),
+        (["digits", "--seed", 2**63], ["--seed 9223372036854775808: must be below 9223372036854775808"]),
         (["digits", "--validation_share", "0.1", "--dry_run"], ["both say how many images are held out"]),
         (
             ["cifar100_vit_b16_rdrop", "--validation_per_class", 500, "--dry_run"],
@@ -204,8 +318,14 @@ def test_list_and_dry_run_say_everything_and_write_nothing(command, tmp_path):
     assert done.returncode == 0 and "cifar100_vit_l16_baseline" in done.stdout
     done = command("reproduce.train", "cifar100_vit_b16_rdrop", "--dry_run")
     assert done.returncode == 0, done.stderr
-    for text in ("86,167,396 parameters", "577 tokens", "49,000 training images", "16 micro-batches", "FLOPs",
-                 "ViT-B_16.npz: missing; will be fetched from https://storage.googleapis.com/"):  # fmt: skip
+    for text in (
+        "86,167,396 parameters",
+        "577 tokens",
+        "49,000 training images",
+        "in 16 micro-batch(es) of up to 32",
+        "FLOPs",
+        "ViT-B_16.npz: missing; will be fetched from https://storage.googleapis.com/",
+    ):
         assert text in done.stdout
     assert not list(tmp_path.iterdir())
 
@@ -225,9 +345,21 @@ def test_one_real_update_of_the_headline_on_the_cpu(command, tmp_path, cifar100_
     config = model_config("ViT-B_16", 21_843, 224)
     np.savez(tmp_path / "ViT-B_16.npz", **google(random_state(config), config))
     done = command(
-        "reproduce.train", "cifar100_vit_b16_rdrop", "--num_steps", 1, "--batch_size", 2, "--eval_every", 0,
-        "--data_dir", cifar100_folder, "--pretrained", tmp_path / "ViT-B_16.npz", "--run", "one",
-    )  # fmt: skip
+        "reproduce.train",
+        "cifar100_vit_b16_rdrop",
+        "--num_steps",
+        1,
+        "--batch_size",
+        2,
+        "--eval_every",
+        0,
+        "--data_dir",
+        cifar100_folder,
+        "--pretrained",
+        tmp_path / "ViT-B_16.npz",
+        "--run",
+        "one",
+    )
     assert done.returncode == 0, done.stderr
     assert "pos_embed 197 -> 577 tokens" in done.stdout
     (row,) = records(tmp_path / "logs" / "one")
@@ -240,9 +372,23 @@ def test_one_real_update_of_the_headline_on_the_cpu(command, tmp_path, cifar100_
 @pytest.mark.slow
 def test_small_real_cifar100_run(command, tmp_path, cifar100_folder, vit_ti16_file):
     done = command(
-        "reproduce.train", "cifar100_vit_ti16", "--num_steps", 12, "--warmup_steps", 2, "--eval_every", 0,
-        "--data_dir", cifar100_folder, "--pretrained", vit_ti16_file, "--run", "small", "--log_every", 3,
-    )  # fmt: skip
+        "reproduce.train",
+        "cifar100_vit_ti16",
+        "--num_steps",
+        12,
+        "--warmup_steps",
+        2,
+        "--eval_every",
+        0,
+        "--data_dir",
+        cifar100_folder,
+        "--pretrained",
+        vit_ti16_file,
+        "--run",
+        "small",
+        "--log_every",
+        3,
+    )
     assert done.returncode == 0, done.stderr
     losses = [row["train/cross_entropy"] for row in records(tmp_path / "logs" / "small")]
     assert losses[0] == pytest.approx(np.log(100), abs=0.2) and losses[-1] < losses[0]

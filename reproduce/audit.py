@@ -1,0 +1,419 @@
+"""What published VisualDL logs say: accuracy on the whole test set, schedule, and what a claim rests on.
+
+    python -m reproduce.audit LOG_OR_FOLDER...             any logs with a scalar of the test accuracy
+    python -m reproduce.audit LOG_OR_FOLDER... --record    write the tables to logs/published/ too
+
+Several processes may have written one file, each its own share of the test set; then only the mean over the processes
+is an accuracy on the whole of it. How many images a value was counted on follows from the values: all are multiples of
+1/N. The schedule is read where the learning rate is logged. A claim is judged by the logs of its own repository.
+"""
+
+import hashlib
+import math
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.atomic import atomic_write
+from common.errors import UserError
+from reproduce import ROOT
+from reproduce.cli import Parser, parse, run_command, say
+
+FOLDER = ROOT / "logs" / "published"
+_LARGEST_UNIT = 200_000  # images; beyond, float32 cannot tell a multiple of 1/N from any other number
+_LEAST_VALUES = 7  # that so many different values share a unit twice as large by chance: 2 ** -7
+_IN_MILLISECONDS = 1e11  # time stamps above are milliseconds: VisualDL changed from seconds in 2021
+_SLACK = 2.0  # seconds between the stamps of two processes that wait for each other at every step
+
+# Files of record and the repository that published them, by the SHA-256 of the file. zbp's lie in log/ of commits
+# a10c913 (August), 5b9b02b (October 2) and bed5619 (October 11).
+ZBP, ZPC = "zbp-xxxp/R-Drop-Paddle", "zpc-666/Paddle-R-Drop"
+REPOSITORIES = {
+    "dd689355b67a988ee066d8e46a7b35e6f0efdda57561e5b7558556c355bb57dc": ZBP,
+    "a2878ef386b0706307c1e23c6e07211ad6072f61b04a5b5a0ab03c4348cbe06e": ZBP,
+    "8c238b8061de8959a9d1b89bbebbb71bc90ead2a401991ec27ec2be5a604cf3f": ZBP,
+    "84f5d47e7c08890e555682e6810fe77aa5d75fbbf96a9879367261d8ded134d8": ZBP,
+    "8afb621b214adb38d349b19fe49e1bb9241f4b9381e7b311a2596b51067cfc57": ZPC,
+    "32336ba3a5c43f06180e66ffb62a7b54bdd633c70b604c3c017d1688fe1731b1": ZPC,
+}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A published top-1 in % on the 10,000 test images of CIFAR-100."""
+
+    repository: str
+    percent: float
+    what: str
+    moment: str = "best"  # of the evaluations of a run, or the one at its "end"
+
+
+CLAIMS = (
+    Claim(ZBP, 93.92, "best accuracy in the training job (README)"),
+    Claim(ZBP, 93.44, "saved weights on one card (README)"),
+    Claim(ZBP, 93.84, "best accuracy in the training job (AI Studio project 2294463)"),
+    Claim(ZBP, 93.48, "saved weights on one card (AI Studio project 2294463)"),
+    Claim(ZBP, 93.29, "the paper's accuracy at the end of training (README)", "end"),
+    Claim(ZPC, 92.71, "best accuracy (README)"),
+    Claim(ZPC, 92.65, "best accuracy (README)"),
+    Claim(ZPC, 92.66, "best accuracy (README)"),
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    accuracy_tag: str = "test/accuracy"  # shares of 1, or percentages
+    rate_tag: str = ""  # "": the first scalar whose name says learning rate
+    test_images: int = 10_000
+
+
+@dataclass(frozen=True)
+class Log:
+    """One record file: every scalar as a table with the columns step, value, time (Unix seconds), in file order."""
+
+    path: Path
+    sha256: str
+    scalars: dict[str, pd.DataFrame]
+
+
+# ---- record files
+
+
+def find_logs(arguments) -> list[Path]:
+    """The files meant by `arguments`: files, and folders for all record files in them. Raises UserError for others."""
+    found = []
+    for path in map(Path, arguments):
+        inside = sorted(p for p in path.rglob("*vdlrecords*") if p.is_file()) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"{path}: no VisualDL record files (vdlrecords.*) in this folder; name one that has some")
+        if not inside[0].exists():
+            raise UserError(f"{path}: no such file or folder; check the path")
+        found += inside
+    return list(dict.fromkeys(path.resolve() for path in found))
+
+
+def read_log(path) -> Log:
+    """Read one record file. Raises UserError when it is none, cut short or damaged.
+
+    A record is 8 bytes that say how long it is, then a protobuf message.
+    """
+    from visualdl.proto.record_pb2 import Record  # late: other readers of this module's tables need no VisualDL
+
+    path = Path(path)
+    content = path.read_bytes()
+    columns: dict[str, list] = {}
+    start, number = 0, 1
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 8], "little")
+        message = content[start + 8 : start + 8 + length]
+        values = _values(Record, message) if len(message) == length else None
+        if values is None:
+            if start == 0:
+                break
+            raise UserError(
+                f"{path}: record {number:,} at byte {start:,} is damaged or cut short. Get the whole file, "
+                f"or audit what is before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
+            )
+        for value in values:
+            if value.WhichOneof("one_value") == "value":
+                columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
+        start, number = start + 8 + length, number + 1
+    if not columns:
+        raise UserError(f"{path}: is not a VisualDL record file with scalars; give a vdlrecords.* file")
+    return Log(path, hashlib.sha256(content).hexdigest(), {tag: _scalar(rows) for tag, rows in columns.items()})
+
+
+def _values(record_type, message: bytes):
+    """The values in a record, None where it is no such message."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        values = record_type.FromString(message).values
+    except (DecodeError, ValueError):
+        return None
+    return values if len(values) == 1 and values[0].tag else None
+
+
+def _scalar(rows: list[tuple]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=("step", "value", "time"), dtype=float)
+    if table["time"].median() > _IN_MILLISECONDS:
+        table["time"] /= 1000
+    return table.astype({"step": int})
+
+
+# ---- runs
+
+
+def audit(logs: list[Log], options: Options | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The runs in `logs` in order of time, one row each, and all their accuracies.
+
+    The first table has the columns of `_audit_run`. The second has run, step, processes, and of the accuracies of the
+    processes mean, lowest and highest in %.
+
+    Raises UserError for a log without accuracy, or with values that are no accuracies.
+    """
+    options = options or Options()
+    logs = list({log.sha256: log for log in logs}.values())  # a copy says nothing new
+    accuracies = {log.sha256: _accuracy(log, options) for log in logs}
+    runs: list[list[Log]] = []
+    for log in sorted(logs, key=lambda log: (accuracies[log.sha256]["time"].min(), log.path.name)):
+        own = accuracies[log.sha256]
+        run = next((run for run in runs if _keep_pace(accuracies[run[0].sha256], own)), None)
+        if run is None:
+            runs.append([log])
+        else:
+            run.append(log)
+    audited = [_audit_run(run, pd.concat([accuracies[log.sha256] for log in run]), options) for run in runs]
+    return pd.DataFrame([row for row, _ in audited]), pd.concat([table for _, table in audited], ignore_index=True)
+
+
+def _accuracy(log: Log, options: Options) -> pd.DataFrame:
+    """The accuracies of a log as shares of 1."""
+    table = log.scalars.get(options.accuracy_tag)
+    if table is None:
+        there = ", ".join(sorted(log.scalars))
+        raise UserError(
+            f"{log.path}: has no scalar {options.accuracy_tag} (it has {there}); name one with --accuracy_tag TAG"
+        )
+    wrong = table["value"][~table["value"].between(0, 100)]
+    if len(wrong):
+        raise UserError(
+            f"{log.path}: {options.accuracy_tag} has the value {wrong.iloc[0]:g}, which is neither a share "
+            "nor a percentage; name the accuracy with --accuracy_tag TAG"
+        )
+    back = (table["step"].diff() < 0) & (table["step"] <= table["step"].iloc[0])
+    if back.any():
+        raise UserError(
+            f"{log.path}: holds more than one run: {options.accuracy_tag} begins again at step "
+            f"{table['step'][back].iloc[0]:,}; give files of one run each"
+        )
+    return table.assign(value=table["value"] / (100 if table["value"].max() > 1 else 1))
+
+
+def _keep_pace(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two files are of one run: the same steps at the same times, as of processes that wait for each other."""
+    times, others = (table.groupby("step")["time"].mean() for table in (one, other))
+    return times.index.equals(others.index) and bool((times - others).abs().max() <= _SLACK)
+
+
+def _audit_run(logs: list[Log], accuracy: pd.DataFrame, options: Options) -> tuple[dict, pd.DataFrame]:
+    """A run as a row, and its accuracies step by step. Steps that a process did not record are left out."""
+    images = images_per_value(accuracy["value"])
+    if images:  # free of the rounding of float32
+        accuracy = accuracy.assign(value=np.rint(accuracy["value"] * images) / images)
+    grouped = accuracy.groupby("step")["value"]
+    processes = int(grouped.size().mode().max())
+    steps = grouped.agg(["mean", "min", "max"])[grouped.size() == processes]
+    differ = processes > 1 and (steps["max"] > steps["min"]).any()
+    name = " + ".join(log.path.name.removesuffix(".log").removeprefix("vdlrecords.") for log in logs)
+    percent = (100 * steps).round(4)  # so that equal counts are equal
+    best, times = percent["mean"].idxmax(), pd.concat([table["time"] for log in logs for table in log.scalars.values()])
+    row = {
+        "run": name,
+        "repository": _repository(logs),
+        "started": _day(times.min()),
+        "hours": round((times.max() - times.min()) / 3600, 2),
+        "processes": processes,
+        "updates": max(int(table["step"].max()) for log in logs for table in log.scalars.values()),
+        "evaluations": len(steps),
+        "images_per_value": images or 0,
+        "test_images": (images or 0) * (processes if differ else 1),
+        "best_value": percent["max"].max(),
+        "best_value_step": int(percent["max"].idxmax()),
+        "best": percent["mean"].max(),
+        "best_step": int(best),
+        "best_times": int((percent["mean"] == percent["mean"].max()).sum()),
+        "last": percent["mean"].iloc[-1],
+        "last_step": int(percent.index[-1]),
+        "schedule": _schedule_of(logs[0], options),
+        "sha256": " ".join(log.sha256 for log in logs),
+    }
+    percent = percent.rename(columns={"min": "lowest", "max": "highest"}).reset_index()
+    percent.insert(0, "run", name)
+    return row, percent.assign(processes=processes)
+
+
+def _repository(logs: list[Log]) -> str:
+    return next((REPOSITORIES[log.sha256] for log in logs if log.sha256 in REPOSITORIES), "")
+
+
+def _day(unix_seconds: float) -> str:
+    """The day in UTC of a time stamp; "unknown" for one that no calendar has."""
+    try:
+        return f"{datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=unix_seconds):%Y-%m-%d}"
+    except (OverflowError, ValueError):
+        return "unknown"
+
+
+def images_per_value(shares) -> int | None:
+    """The smallest N such that every share is a multiple of 1/N within the rounding of float32.
+
+    None when there is no such N, or when fewer than _LEAST_VALUES different shares could have it by chance.
+    """
+    shares = np.unique([share for share in shares if 0 < share < 1])
+    if len(shares) < _LEAST_VALUES:
+        return None
+    candidates = np.arange(1, _LARGEST_UNIT + 1)
+    for share in shares:
+        counts = share * candidates
+        candidates = candidates[np.abs(counts - np.rint(counts)) <= counts * np.finfo(np.float32).eps]
+    return int(candidates[0]) if len(candidates) else None
+
+
+# ---- schedule
+
+
+def _schedule_of(log: Log, options: Options) -> str:
+    names = [tag for tag in log.scalars if re.search(r"(^|[/_])(lr|learning_?rate)($|[/_])", tag.lower())]
+    tag = options.rate_tag or next(iter(names), "")
+    if not tag:
+        return "rate not logged"
+    if tag not in log.scalars:
+        raise UserError(f"{log.path}: has no scalar {tag}; name the learning rate with --rate_tag TAG")
+    rates = log.scalars[tag].groupby("step")["value"].first()
+    return describe_schedule(rates)
+
+
+def describe_schedule(rates: pd.Series) -> str:
+    """Warm-up, shape, planned length and end of a schedule, from its rates by step.
+
+    After the peak P at step W, a cosine to 0 at step T has the rate P/2 (1 + cos(pi (t - W)/(T - W))), a line
+    P (1 - (t - W)/(T - W)). Each logged rate gives a T; the shape is the one for which all give the same.
+    """
+    peak, top = float(rates.max()), int(rates.idxmax())
+    last, end = float(rates.iloc[-1]), int(rates.index[-1])
+    start = int(rates.index[0])
+    parts = [f"warm-up {top:,} to {peak:g}" if top > start else f"from {peak:g}, no warm-up"]
+    after = rates[rates.index > top]
+    share = after[(after < 0.99 * peak) & (after > 0.001 * peak)] / peak  # near the ends rounding hides the length
+    if (after == peak).all():
+        return ", ".join([*parts, f"constant to step {end:,}"])
+    lengths = {
+        "cosine": (share.index - top) * math.pi / np.arccos(2 * share - 1),
+        "linear": (share.index - top) / (1 - share),
+    }
+    for shape, found in lengths.items():
+        if len(found) and np.ptp(found) <= 0.01 * np.median(found):
+            planned = round(top + float(np.median(found)), -1 if end > 1000 else 0)
+            state = "finished" if end >= planned - 1 else f"stopped at {end:,}"
+            return ", ".join([*parts, f"{shape} to 0 at {planned:,.0f}", state])
+    return ", ".join([*parts, f"then other; {last:g} at step {end:,}"])
+
+
+# ---- claims
+
+
+def judge(runs: pd.DataFrame, test_images: int = 10_000) -> pd.DataFrame:
+    """CLAIMS whose repository has logs in `runs`: repository, percent, what, moment, supported, reached, rests_on.
+
+    supported: "yes" where a run has just that value on the whole test set, "no" where none reaches it, else "cannot
+    tell". reached: the highest value on the whole test set. rests_on: the share of one process that has the value.
+    """
+    rows = []
+    for claim in CLAIMS:
+        own = runs[runs["repository"] == claim.repository]
+        if own.empty:
+            continue
+        whole = own[own["test_images"] == test_images]
+        values = whole["last" if claim.moment == "end" else "best"].round(2)
+        if (values == claim.percent).any():
+            supported = "yes"
+        else:
+            supported = "cannot tell" if values.empty or values.max() > claim.percent else "no"
+        parts = own[(own["processes"] > 1) & (own["best_value"].round(2) == claim.percent)]
+        rests_on = [
+            f"one of {run.processes} processes, {run.images_per_value:,} images, step {run.best_value_step:,}"
+            for run in parts.itertuples()
+        ]
+        rows.append(
+            {
+                "repository": claim.repository,
+                "percent": claim.percent,
+                "what": claim.what,
+                "moment": claim.moment,
+                "supported": supported,
+                "reached": values.max(),
+                "rests_on": "; ".join(rests_on),
+            }
+        )
+    return pd.DataFrame(rows, columns=("repository", "percent", "what", "moment", "supported", "reached", "rests_on"))
+
+
+# ---- logs/published
+
+
+def write_record(runs: pd.DataFrame, accuracy: pd.DataFrame, folder: Path = FOLDER) -> None:
+    """Write runs.csv, claims.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
+    for name, table in (("runs", runs), ("claims", judge(runs)), ("accuracy", accuracy)):
+        with atomic_write(folder / f"{name}.csv", "w") as file:
+            table.to_csv(file, index=False, lineterminator="\n")
+
+
+def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
+    """The tables that `write_record` wrote, by name. Raises UserError for a file that is missing or not whole."""
+    try:
+        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("runs", "claims", "accuracy")}
+        tables["runs"]["best"], tables["claims"]["reached"], tables["accuracy"]["mean"]
+    except (OSError, ValueError, KeyError) as problem:
+        raise UserError(
+            f"{folder}: the record of the published logs is not whole ({problem}); write it again with "
+            "python -m reproduce.audit FOLDER --record"
+        ) from None
+    return tables
+
+
+def main(argv=None) -> None:
+    parser = Parser(prog="python -m reproduce.audit", description="Audit VisualDL logs of an image classifier.")
+    parser.add_argument("logs", nargs="+", metavar="LOG", help="VisualDL record file, or a folder of them")
+    parser.add_argument("--accuracy_tag", default=Options.accuracy_tag, help="scalar of the test accuracy")
+    parser.add_argument("--rate_tag", default="", help="scalar of the learning rate (default: found by its name)")
+    parser.add_argument("--test_images", type=int, default=Options.test_images, help="size of the whole test set")
+    parser.add_argument("--record", action="store_true", help="write the tables to logs/published/")
+    options = parse(parser, argv)
+    chosen = Options(options.accuracy_tag, options.rate_tag, options.test_images)
+    runs, accuracy = audit([read_log(path) for path in find_logs(options.logs)], chosen)
+    for run in runs.to_dict("records"):
+        _print_run(run, options.test_images)
+    for claim in judge(runs, options.test_images).itertuples():
+        say(
+            "claim",
+            f"{claim.percent:.2f}, {claim.what}: {claim.supported}; the logs reach {claim.reached:.2f}"
+            + (f"; {claim.rests_on}" if claim.rests_on else ""),
+        )
+    if options.record:
+        if not runs["repository"].all():
+            raise UserError("--record is for the logs whose repositories are known; leave the others out")
+        write_record(runs, accuracy)
+        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, claims.csv, accuracy.csv")
+
+
+def _print_run(run: dict, test_images: int) -> None:
+    print(f"{run['run']} ({run['repository'] or 'repository not known'}), {run['started']}", file=sys.stdout)
+    say("length", f"{run['updates']:,} updates, {run['hours']:.1f} h, {run['evaluations']} evaluations")
+    if not run["images_per_value"]:
+        say("unit", "cannot tell: too few different accuracies, or none that they all are multiples of")
+    else:
+        say(
+            "unit",
+            f"1/{run['images_per_value']:,} in each of {run['processes']} processes: {run['test_images']:,} "
+            f"images of {test_images:,}",
+        )
+    say(
+        "best",
+        f"{run['best']:.2f} % at step {run['best_step']:,}, mean of {run['processes']} processes"
+        + (f" (and at {run['best_times'] - 1} more)" if run["best_times"] > 1 else ""),
+    )
+    if run["processes"] > 1:
+        say("one alone", f"{run['best_value']:.2f} % at step {run['best_value_step']:,}, on its own images")
+    say("last", f"{run['last']:.2f} % at step {run['last_step']:,}")
+    say("schedule", run["schedule"])
+
+
+if __name__ == "__main__":
+    run_command(main)
