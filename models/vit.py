@@ -185,8 +185,8 @@ class ViT(nn.Layer):
 
     def _classify(self, x):
         x = self.pos_dropout(x)
-        for number, block in enumerate(self.blocks, start=1):
-            last = number == len(self.blocks)
+        for number, block in enumerate(self.blocks):  # without start=1, which an export cannot translate
+            last = number == len(self.blocks) - 1
             if self.recompute and self.training:
                 x = recompute(block, x, last)  # draws the same dropout masks again
             else:

@@ -19,13 +19,12 @@ import paddle
 from paddle import inference
 from paddle.static import InputSpec
 
-from common.atomic import flush_to_disk
+from common.atomic import flush_to_disk, require_file
 from common.errors import UserError
 from data.augment import SCALES
-from models.weights import model_from_file
 from reproduce import ROOT
-from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
-from reproduce.predict import class_names, say_classes, scale_of
+from reproduce.cli import Parser, choose_device, parse, run_command, say
+from reproduce.predict import add_options, open_weights
 
 _FILES = ("inference.json", "inference.pdiparams", "description.json")
 _TOLERANCE = 1e-5  # largest difference of a logit
@@ -112,26 +111,28 @@ def check_output(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not path.is_dir():
-        raise UserError(f"{path}: is a file; give another folder with --output FOLDER")
+        raise UserError(f"{path}: is no folder; give another one with --output FOLDER")
     if not overwrite:
         raise UserError(f"{path}: exists already; give another --output FOLDER, or --overwrite to replace it")
     foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _FILES)
     if foreign:
-        raise UserError(f"{path}: --overwrite replaces earlier exports only, and this folder also holds "
-                        f"{', '.join(foreign[:3])}; give another --output FOLDER")  # fmt: skip
+        raise UserError(
+            f"{path}: --overwrite replaces earlier exports only, and this folder also holds "
+            f"{', '.join(foreign[:3])}; give another --output FOLDER"
+        )
 
 
-def description(weights, config, names) -> dict:
+def description(weights, digest: str, config, prepare, names) -> dict:
     """What a program needs to feed the network and to read its answer, and where the network comes from."""
-    divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[scale_of(weights)])
+    divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[prepare.scale])
     return {
-        "source": {"file": weights.path.name, "sha256": _sha256(weights.path)},
+        "source": {"file": weights.path.name, "sha256": digest},
         "input": {
             "name": "images",
             "dtype": "float32",
             "shape": [None, 3, config.image_size, config.image_size],
             "colours": "RGB",
-            "resize": "whole picture, bilinear with Pillow's antialiasing, aspect ratio not kept",
+            "resize": f"{prepare}; Pillow's antialiasing",
             "mean": [float(mean) for mean in offset * divisor],  # (pixel - mean) / std of pixels 0..255
             "std": [float(std) for std in divisor],
         },
@@ -149,11 +150,10 @@ def _parser() -> Parser:
         epilog="Example: python -m reproduce.export checkpoints/digits-seed42/best.pdparams --output served "
         "writes served/inference.json and .pdiparams (paddle.inference.Config takes these two) and "
         "served/description.json: image size, normalisation, class names, SHA-256 of the weights.",
-    )  # fmt: skip
-    parser.add_argument("weights", help=WEIGHTS_HELP)
+    )
+    add_options(parser)
     parser.add_argument("--output", metavar="FOLDER", help="default: checkpoints/exported/ and the run's name")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export of that name")
-    parser.add_argument("--class_names", metavar="FILE", help="as for reproduce.predict: one name a line")
     return parser
 
 
@@ -162,19 +162,21 @@ def main(argv=None) -> None:
     output = default_output(options.weights) if options.output is None else Path(options.output).resolve()
     check_output(output, options.overwrite)
     choose_device("cpu")
-    model, weights, report = model_from_file(options.weights)
-    config = model.config
-    names, origin = class_names(weights, config.num_classes, options.class_names)
-    say("weights", f"{weights.path}: {report}")
-    say_classes(names, origin, config.num_classes)
+    require_file(options.weights)
+    digest = _sha256(options.weights)
+    model, weights, prepare, names = open_weights(options)
+    if _sha256(options.weights) != digest:
+        raise UserError(f"{options.weights}: was changed while it was read; export again")
+    say("images", f"each {prepare}")
     with whole_folder(output, options.overwrite) as folder:
-        text = json.dumps(description(weights, config, names), indent=2, ensure_ascii=False)
+        told = description(weights, digest, model.config, prepare, names)
+        text = json.dumps(told, indent=2, ensure_ascii=False)
         (folder / "description.json").write_text(text + "\n", "utf-8")
         save_inference_model(model, folder)
         difference = largest_difference(model, folder)
         batches = " and ".join(map(str, _CHECKED_BATCHES))
-        say("check", f"largest difference of a logit {difference:.1e} (allowed {_TOLERANCE:.0e}), random images, "
-                     f"batches of {batches}, CPU")  # fmt: skip
+        allowed = f"allowed {_TOLERANCE:.0e}"
+        say("check", f"logits differ by up to {difference:.1e} ({allowed}), random images, batches of {batches}, CPU")
         if not difference <= _TOLERANCE:  # also when it is not a number
             raise UserError(f"the exported files give other logits, by up to {difference:.1e}; {_REMOVED}")
     say("written", f"{output}: {', '.join(_FILES)}")

@@ -8,16 +8,9 @@ import pytest
 from PIL import Image
 
 from data.augment import full_boxes, resize_crops
-from models import model_config
-from reproduce import train
-from reproduce.bench_input import PaddleVision, Pillow
-from reproduce.bench_ours import Step
-from reproduce.bench_parts import StepSize, headline, published_flops, step_part
-from reproduce.bench_seed import Step as SeedStep
-from reproduce.bench_worker import random_images
-from reproduce.recipes import RECIPES
-
-TINY = StepSize("digits", 8, 4, steps=2, classes=10, splits=(2,))
+from reproduce.bench import Step, step_part
+from reproduce.bench_peers import PaddleVision, Pillow, TorchEvaluation, TorchStep, random_images
+from reproduce.bench_port import Step as PortStep
 
 
 def joined(model) -> dict[str, np.ndarray]:
@@ -31,22 +24,22 @@ def joined(model) -> dict[str, np.ndarray]:
 
 
 def tiny_step(make, competitor: str):
-    """A competitor of the tiny part as an object of this process, one step a call, without dropout."""
-    (options,) = (c.options for c in step_part("tiny", TINY).competitors if c.name == competitor)
+    """A side of a tiny part as an object of this process, one step a call, without dropout."""
+    part = step_part("tiny", "digits", image_size=8, batch_size=4, steps=1, classes=10)
+    (options,) = (side.options for side in part.sides if side.name == competitor)
     where = "changes" if competitor == "ours" else "network"
-    options = {**options, where: options[where] | {"dropout": 0.0}, "steps": 1}
-    return make(*random_images(4, 8, 10, "float32"), **options)
+    return make(*random_images(4, 8, 10, "float32"), **{**options, where: {**options[where], "dropout": 0.0}})
 
 
-def torch_step():
+def or_skip(make, *arguments, **options):
+    """A task of PyTorch's side."""
     try:
-        from reproduce.bench_torch import Step
+        return make(*arguments, **options)
     except ImportError as reason:
         pytest.skip(f"{reason}: the work of PyTorch is not compared; source setup_env.sh dev installs it")
-    return Step
 
 
-def seed_name(name: str) -> str:
+def port_name(name: str) -> str:
     for here, there in (("patch_embed.proj", "patch_embed"), ("mlp.fc1", "mlp.0"), ("mlp.fc2", "mlp.3")):
         name = name.replace(here, there)
     return name
@@ -62,39 +55,37 @@ def ours_with_a_head():
 SECOND_VIEW = 1.5  # times the logits of the first: without dropout both would be the same, and the KL 0
 
 
-@pytest.fixture
-def two_views(monkeypatch):
-    """Ours with a second view; gives the hook that makes the second of two passes of a peer the same."""
+def second_views(ours):
+    """Give ours a second view; the hook that is returned makes the second of two passes of a peer the same."""
 
-    def of_ours(model, images, num_views):
-        assert num_views == 2
-        logits = model(images)
+    def views(images):
+        logits = ours.model(images)
         return logits, SECOND_VIEW * logits
 
-    monkeypatch.setattr(train, "views", of_ours)
+    ours.model.views = views
     factors = itertools.cycle((1.0, SECOND_VIEW))
     return lambda layer, inputs, logits: next(factors) * logits
 
 
-def test_the_plain_paddle_program_does_the_work_of_ours(two_views):
-    ours, seed = ours_with_a_head(), tiny_step(SeedStep, "seed_like")
-    seed.model.register_forward_post_hook(two_views)
-    weights = {seed_name(name): value for name, value in joined(ours.model).items()}
-    assert seed.model.set_state_dict({name: paddle.to_tensor(value) for name, value in weights.items()}) == ([], [])
-    before = seed.model.blocks[0].attn.qkv.weight.numpy()
-    losses = [(ours()["loss"], seed()["loss"]) for _ in range(3)]
+def test_the_plain_paddle_program_does_the_work_of_ours():
+    ours, port = ours_with_a_head(), tiny_step(PortStep, "port")
+    port.model.register_forward_post_hook(second_views(ours))
+    weights = {port_name(name): value for name, value in joined(ours.model).items()}
+    assert port.model.set_state_dict({name: paddle.to_tensor(value) for name, value in weights.items()}) == ([], [])
+    before = port.model.blocks[0].attn.qkv.weight.numpy()
+    losses = [(ours()["loss"], port()["loss"]) for _ in range(3)]
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
     assert losses[0][0] > losses[2][0]
-    after = {seed_name(name): value for name, value in joined(ours.model).items()}
-    for name, value in seed.model.named_parameters():
+    after = {port_name(name): value for name, value in joined(ours.model).items()}
+    for name, value in port.model.named_parameters():
         np.testing.assert_allclose(value.numpy(), after[name], atol=1e-4, err_msg=name)
-    assert np.abs(seed.model.blocks[0].attn.qkv.weight.numpy() - before).max() > 1e-3
+    assert np.abs(port.model.blocks[0].attn.qkv.weight.numpy() - before).max() > 1e-3
 
 
-def test_pytorch_does_the_work_of_ours(two_views):
-    ours, theirs = ours_with_a_head(), tiny_step(torch_step(), "pytorch")
-    theirs.model.register_forward_hook(two_views)
-    from reproduce.bench_torch import torch
+def test_pytorch_does_the_work_of_ours():
+    ours, theirs = ours_with_a_head(), or_skip(tiny_step, TorchStep, "pytorch")
+    theirs.model.register_forward_hook(second_views(ours))
+    import torch
 
     def timm_weights():
         return {name: value.T if value.ndim == 2 else value for name, value in joined(ours.model).items()}
@@ -118,11 +109,8 @@ def test_all_inputs_are_the_same_pictures():
     for pipeline in (pillow, vision):
         found = pipeline.stacked([pipeline.prepared(Image.fromarray(pixels)) for pixels in pipeline.images])
         np.testing.assert_allclose(np.asarray(found), expected, atol=1.01 / 127.5)
-    torch_step()
-    from reproduce.bench_torch import Evaluation
-
     network = {"patch_size": 2, "width": 8, "depth": 1, "heads": 1, "mlp_width": 8, "image_size": 48, "num_classes": 10}
-    theirs = Evaluation(images, labels, network=network, batch_size=2)
+    theirs = or_skip(TorchEvaluation, images, labels, network=network, batch_size=2)
     np.testing.assert_allclose(theirs.prepared(images).numpy(), expected, atol=1e-5)
 
 
@@ -134,15 +122,3 @@ def test_random_crops_of_the_peers_are_those_of_training():
     areas, ratios = widths * heights / 1e4, widths / heights
     assert 0.045 < areas.min() < 0.08 and areas.max() > 0.9 and abs(areas.mean() - 0.5) < 0.05
     assert 0.7 < ratios.min() < 0.8 and 1.25 < ratios.max() < 1.4
-
-
-def test_operations_are_those_published_for_the_networks():
-    """Multiply-adds in 1e9 as timm's model cards give them: ViT-B/16 at 224 px 17.6, at 384 px 55.5, Ti/16 1.3."""
-    for recipe, size, published in (("cifar100_vit_b16_rdrop", 224, 17.6), ("cifar100_vit_b16_rdrop", 384, 55.5),
-                                    ("cifar100_vit_ti16", 224, 1.3)):  # fmt: skip
-        config = model_config(RECIPES[recipe].model, 1000, size)
-        here, found = config.flops_by_part(), published_flops(config)
-        assert sum(found.values()) / 2e9 == pytest.approx(published, abs=0.06)
-        assert list(here) == list(found) and all(here[part] <= found[part] for part in found)
-        assert sum(here.values()) == config.flops_per_image()
-    assert headline()["flops_training"] == 3 * 2 * 512 * 10_000 * sum(headline()["flops_by_part"]["published"].values())

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -14,15 +15,15 @@ from PIL import Image
 from common.errors import UserError
 from models import build_model
 from models.weights import model_from_file, save_weights
-from reproduce import ROOT
+from reproduce import ROOT, export
 from reproduce.cli import run_command
 from reproduce.export import default_output, largest_difference, main, require_whole, save_inference_model, whole_folder
-from reproduce.predict import probabilities
+from reproduce.predict import Preparation, open_weights, probabilities
 
 FILES = ["description.json", "inference.json", "inference.pdiparams"]
 
 
-def write_weights(path, seed=0, overflow=False):
+def write_weights(path, seed=0, overflow=False, **more):
     """A ViT-digits of random weights; `overflow` makes its logits infinite."""
     model = build_model("ViT-digits", 10, 8)
     rng = np.random.default_rng(seed)
@@ -32,7 +33,7 @@ def write_weights(path, seed=0, overflow=False):
         model.norm.bias.set_value(np.full(64, 1e30, np.float32))
         model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
     network = dataclasses.asdict(model.config)
-    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network})
+    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network, **more})
     return path
 
 
@@ -60,7 +61,7 @@ def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_pat
     output = tmp_path / "served" / "digits"
     done = command("reproduce.export", weights, "--output", output)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "largest difference of a logit" in done.stdout and str(output) in done.stdout
+    assert "logits differ by up to" in done.stdout and str(output) in done.stdout
     assert names(output) == FILES and names(output.parent) == ["digits"]
 
     model = model_from_file(weights)[0]
@@ -81,9 +82,9 @@ def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_pat
     pixels = np.asarray(Image.open(tmp_path / "photo.png").resize((side, side), Image.Resampling.BILINEAR))
     images = ((pixels - said["input"]["mean"]) / said["input"]["std"]).astype(np.float32).transpose(2, 0, 1)[None]
     logits = run_exported(output, images)[0]
-    np.testing.assert_allclose(
-        np.exp(logits) / np.exp(logits).sum(), probabilities(model, tmp_path / "photo.png", True), rtol=1e-4
-    )
+    prepare = Preparation(side)
+    expected = probabilities(model, prepare.images(prepare.decoded(tmp_path / "photo.png")))
+    np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), expected, rtol=1e-4)
 
 
 def test_an_export_is_replaced_only_when_asked_and_only_by_a_good_one(weights, tmp_path):
@@ -110,7 +111,7 @@ def test_only_an_export_is_ever_replaced(weights, tmp_path):
     thesis.write_text("five years")
     with pytest.raises(UserError, match=r"also holds thesis\.tex"):
         main([str(weights), "--output", str(thesis.parent), "--overwrite"])
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is no folder"):
         main([str(weights), "--output", str(thesis), "--overwrite"])
     assert thesis.read_text() == "five years"
 
@@ -181,3 +182,40 @@ def test_the_default_folder_is_named_after_the_run():
     assert default_output("checkpoints/digits-seed42/best.pdparams") == exported / "digits-seed42"
     assert default_output("checkpoints/digits-seed42/last.pdparams") == exported / "digits-seed42"
     assert default_output("checkpoints/pretrained/ViT-B_16.npz") == exported / "ViT-B_16"
+
+
+def test_a_device_is_not_replaced_by_a_folder(weights):
+    with pytest.raises(UserError, match=r"^/dev/null: is no folder"):
+        main([str(weights), "--output", "/dev/null", "--overwrite"])
+    assert Path("/dev/null").is_char_device()
+
+
+def test_the_hash_is_that_of_the_file_that_was_read(weights, tmp_path, monkeypatch):
+    """Somebody writes other weights to the same path while they are exported."""
+    other = write_weights(tmp_path / "other.pdparams", seed=1)
+
+    def slow_open(options):
+        found = open_weights(options)
+        other.replace(weights)
+        return found
+
+    monkeypatch.setattr(export, "open_weights", slow_open)
+    with pytest.raises(UserError, match=r"best\.pdparams: was changed while it was read"):
+        main([str(weights), "--output", str(tmp_path / "served")])
+    assert not (tmp_path / "served").exists()
+
+
+def test_class_names_that_are_no_text_are_written_as_escapes(tmp_path):
+    listed = ["\ud800", "\x1b[2Jred", "größe", *"3456789"]
+    weights = write_weights(tmp_path / "w.pdparams", class_names=listed)
+    main([str(weights), "--output", str(tmp_path / "served")])
+    said = json.loads((tmp_path / "served" / "description.json").read_text("utf-8"))
+    assert said["class_names"] == ["\\ud800", "\\x1b[2Jred", "größe", *"3456789"]
+
+
+def test_the_description_says_the_crop_that_was_chosen(weights, tmp_path):
+    main([str(weights), "--output", str(tmp_path / "served"), "--resize", "9", "--scale", "imagenet"])
+    said = json.loads((tmp_path / "served" / "description.json").read_text("utf-8"))["input"]
+    assert "shorter side resized to 9 px, centre crop 8 x 8" in said["resize"]
+    assert said["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert said["std"] == pytest.approx([58.395, 57.12, 57.375])

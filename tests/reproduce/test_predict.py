@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import time
+from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from conftest import assert_user_error
 from PIL import Image
@@ -15,7 +18,7 @@ from data.folders import ImageFiles
 from models import build_model
 from models.weights import Weights, model_from_file, save_weights
 from reproduce.evaluate import evaluate
-from reproduce.predict import class_names, main
+from reproduce.predict import Preparation, class_names, main, preparation
 
 SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other pixels
 DIGITS = {"recipe": {"dataset": "digits"}}
@@ -180,3 +183,141 @@ def test_other_bad_input(weights, pictures, tmp_path):
     broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, overflow=True)
     with pytest.raises(UserError, match="not finite"):
         main([str(broken), str(pictures)])
+
+
+# ---- how pictures are prepared
+
+
+def foreign(folder=Path("."), **metadata) -> Weights:
+    return Weights(folder / "w.safetensors", "timm", {}, metadata)
+
+
+def test_our_own_weights_are_prepared_as_in_their_evaluation():
+    for dataset, from_files in (("digits", False), ("cifar100", False), ("imagenet", True), ("images", True)):
+        weights = foreign(recipe={"dataset": dataset, "scale": "imagenet"})
+        assert preparation(weights, 1000, 224) == Preparation(224, from_files, "imagenet")
+
+
+@pytest.mark.parametrize("classes", [1000, 21843, 21841])
+def test_foreign_imagenet_heads_see_the_usual_crop_and_it_is_said(classes):
+    found = preparation(foreign(), classes, 224)
+    assert (found.resize, found.keep_ratio) == (256, True)
+    assert found.assumed == ["scale -1..1", "resize 256 and centre crop"]
+    assert preparation(foreign(), 100, 384).assumed == ["scale -1..1", "resize whole"]
+    assert not preparation(foreign(), classes, 224, scale="imagenet", resize="248").assumed
+    assert preparation(foreign(), classes, 224, resize="whole").assumed == ["scale -1..1"]
+
+
+TIMM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
+VIT = {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("config.json", {"pretrained_cfg": TIMM}, (248, True, "imagenet", Image.Resampling.BICUBIC)),
+        ("config.json", {"pretrained_cfg": {**TIMM, "crop_mode": "squash"}}, (248, False, "imagenet", 3)),
+        ("preprocessor_config.json", VIT, (0, False, "-1..1", Image.Resampling.BILINEAR)),
+        ("preprocessor_config.json", {**VIT, "size": 224, "resample": 3}, (0, False, "-1..1", 3)),
+        ("preprocessor_config.json", {**VIT, "size": 256, "do_center_crop": True}, (256, False, "-1..1", 2)),
+        ("preprocessor_config.json", {**VIT, "size": {"shortest_edge": 256}, "do_center_crop": True},
+         (256, True, "-1..1", 2)),
+        ("preprocessor_config.json", {**VIT, "do_normalize": False}, (0, False, "0..1", 2)),
+        ("config.json", {"model_type": "vit"}, (256, True, "-1..1", 2)),  # says nothing about pictures
+    ],
+)  # fmt: skip
+def test_the_config_beside_the_file_is_followed(tmp_path, file, content, expected):
+    (tmp_path / file).write_text(json.dumps(content))
+    found = preparation(foreign(folder=tmp_path), 1000, 224)
+    assert (found.resize, found.keep_ratio, found.scale, found.resample) == expected
+    if "model_type" in content:
+        assert found.assumed and not found.origin
+    else:
+        assert not found.assumed and str(tmp_path / file) in str(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '{"pretrained_cfg": {"crop_pct": 0}}', "no config of timm"),
+        ("config.json", "[1]", "no config of timm"),
+        ("config.json", "\xff\xfe", "no config of timm"),
+        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "crop_mode": "border"}}), "crop_mode 'border' cannot"),
+        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "interpolation": "area"}}), "'area' cannot be computed"),
+        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "mean": [0.1, 0.2, 0.3]}}), "no scale known here"),
+        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "crop_pct": 1e-9}}), "resize 224000000000: must be"),
+        ("preprocessor_config.json", json.dumps({**VIT, "resample": 99}), "no config of timm or Hugging Face"),
+        ("preprocessor_config.json", json.dumps({**VIT, "size": {"shortest_edge": 256}}), "cannot be computed here"),
+    ],
+)
+def test_a_config_that_cannot_be_followed_is_refused_by_name(tmp_path, file, content, message):
+    (tmp_path / file).write_text(content, "latin-1")
+    with pytest.raises(UserError, match=f"{file}: .*{message}"):
+        preparation(foreign(folder=tmp_path), 1000, 224)
+
+
+@pytest.mark.parametrize("resize", ["223", "897", "-5", "1e3", "²", "all"])
+def test_a_size_that_leaves_no_crop_is_refused(resize):
+    with pytest.raises(UserError, match=f"^--resize {resize}: must be 'whole', or the pixels"):
+        preparation(foreign(), 1000, 224, resize=resize)
+
+
+@pytest.mark.parametrize("scale", [[], {}, 5, None, "0..2"])
+def test_a_scale_that_is_none_is_refused(scale):
+    with pytest.raises(UserError, match=r"its metadata has scale"):
+        preparation(foreign(recipe={"scale": scale}), 10, 8)
+
+
+def test_the_crop_is_the_middle_of_the_picture_resized(tmp_path):
+    """Against Pillow by hand; the corners of a wide picture are cut off, and one that is very long costs no memory."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 101, 3), np.uint8)
+    picture = Image.fromarray(noise)
+    picture.save(tmp_path / "wide.png")
+    found = Preparation(28, resize=32, keep_ratio=True).decoded(tmp_path / "wide.png")
+    by_hand = np.asarray(picture.resize((53, 32), Image.Resampling.BILINEAR))[2:30, 12:40]
+    np.testing.assert_array_equal(found, by_hand)
+    Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
+    assert Preparation(224, resize=256, keep_ratio=True).decoded(tmp_path / "line.png").shape == (224, 224, 3)
+
+
+def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, pictures, capsys):
+    """A file in timm's names, which says neither heads nor epsilon nor how pictures are prepared."""
+    path = write_weights(tmp_path / "w.pdparams", {})
+    paddle.save({k: v for k, v in paddle.load(str(path)).items() if k != "metadata@@"}, str(path))
+    one = str(pictures / "photo.JPG")
+    main([str(path), one, "--heads", "4"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("assumed:")]
+    assert "layer_norm_epsilon 1e-06, scale -1..1, resize whole; not said by the file" in line and "heads" not in line
+    main([str(path), one, "--heads", "4", "--layer_norm_epsilon", "1e-6", "--scale=-1..1", "--resize", "whole"])
+    assert "assumed:" not in capsys.readouterr().out
+
+
+def test_what_would_act_on_a_terminal_is_shown_as_escapes(tmp_path, pictures, capsys):
+    path = write_weights(tmp_path / "w.pdparams", {**DIGITS, "class_names": [f"\x1b[2J\n{i}\ud800" for i in range(10)]})
+    odd = pictures / "a\x1b[31m.png"
+    (pictures / "0.png").rename(odd)
+    main([str(path), str(odd), "--top", "10"])
+    output = capsys.readouterr().out
+    assert "\x1b" not in output and "\\x1b[2J\\n3\\ud800" in output
+
+
+def test_three_classes_have_no_top_5(tmp_path, pictures, capsys):
+    model = build_model("ViT-digits", 3, SIZE)
+    save_weights(tmp_path / "w.pdparams", model, {"network": dataclasses.asdict(model.config)})
+    main([str(tmp_path / "w.pdparams"), str(pictures / "0.png")])
+    assert len(names_of(capsys.readouterr().out)) == 3
+
+
+def test_pictures_come_in_order_however_long_their_decoding_takes(weights, pictures, monkeypatch, capsys):
+    decoded = Preparation.decoded
+
+    def slow_first(prepare, path):
+        time.sleep(0.3 if path.name == "0.png" else 0)
+        return decoded(prepare, path)
+
+    monkeypatch.setattr(Preparation, "decoded", slow_first)
+    (pictures / "4.png").write_text("damaged")
+    with pytest.raises(UserError, match="1 of the pictures"):
+        main([str(weights), str(pictures), "--json"])
+    shown = [json.loads(line)["image"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [str(pictures / name) for name in (*(f"{i}.png" for i in range(9) if i != 4), "photo.JPG")]

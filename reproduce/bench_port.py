@@ -1,9 +1,9 @@
-"""A straightforward ViT + R-Drop in Paddle, as the Paddle reproductions have it: what `reproduce.bench` compares with.
+"""A plain ViT + R-Drop in Paddle, as the public Paddle port has it: a peer of `reproduce.bench`.
 
-Written anew from what is known about zbp-xxxp/R-Drop-Paddle: query, key and value are cut out of one joint product,
-nn.Dropout, all tokens in all blocks, two forward passes, the framework's own optimizer and clipping.
-So that it does the same work as the others: query, key and value have a bias, the attention's output projection has no
-dropout, and the loss is the official sum. Nothing of this project is imported, not even its processor settings.
+Written anew after zbp-xxxp/R-Drop-Paddle: one joint product for query, key and value, nn.Dropout, all tokens in all
+blocks, two forward passes, the framework's own optimizer and clipping. Three things differ, so that it does the same
+work as the others: query, key and value have a bias, the attention's output projection has no dropout, and the loss is
+the official sum. Nothing of this project is imported, not even its processor settings.
 """
 
 import paddle
@@ -34,16 +34,19 @@ class Block(nn.Layer):
         self.norm1, self.norm2 = (nn.LayerNorm(width, epsilon=1e-6) for _ in range(2))
         self.attn = Attention(width, heads)
         self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_width, width),
+            nn.Linear(width, mlp_width),
+            nn.GELU(),
             nn.Dropout(dropout),
-        )  # fmt: skip
+            nn.Linear(mlp_width, width),
+            nn.Dropout(dropout),
+        )
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
-class SeedViT(nn.Layer):
+class PortViT(nn.Layer):
     """(B, 3, S, S) images -> (B, num_classes) logits."""
 
     def __init__(self, *, image_size, patch_size, width, depth, heads, mlp_width, num_classes, dropout=0.1):
@@ -74,7 +77,7 @@ class Step:
         self.images, self.labels = paddle.to_tensor(images), paddle.to_tensor(labels)
         self.alpha, self.steps = alpha, steps
         paddle.seed(0)
-        self.model = SeedViT(**network)
+        self.model = PortViT(**network)
         self.model.train()
         self.cross_entropy = nn.CrossEntropyLoss()
         self.optimizer = paddle.optimizer.Momentum(

@@ -1,0 +1,262 @@
+"""What `reproduce.bench` compares with, and the process that each side runs in.
+
+`reproduce.bench` starts this file by its path. It imports nothing of the project by itself, since importing `reproduce`
+settles the processor, and not every side runs under our settings. Commands come a line on stdin; each is answered by a
+line of JSON on stdout.
+"""
+
+import importlib
+import importlib.util
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+_SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "FLAGS_")  # of the environment: what a reader has to know
+_POLL = 0.002  # seconds
+CROP_AREA, CROP_RATIO = (0.05, 1.0), (3 / 4, 4 / 3)  # of a random crop: share of the image, width / height
+
+
+# ---- PyTorch
+
+
+def _torch_side():
+    """torch and tests/alignment/torch_side.py, without its package, which loads Paddle. Raises ImportError."""
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as reason:  # a CUDA build without its libraries raises ValueError or OSError
+        raise ImportError(f"torch cannot be imported ({type(reason).__name__}: {reason})") from None
+    if importlib.util.find_spec("timm") is None:
+        raise ImportError("timm is not installed")
+    package = types.ModuleType("bench_alignment")
+    package.__path__ = [str(HERE.parent / "tests" / "alignment")]
+    sys.modules[package.__name__] = package
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch, importlib.import_module("bench_alignment.torch_side")
+
+
+class TorchStep:
+    """timm's ViT with the official loss. Called, it does `steps` training steps on one batch."""
+
+    def __init__(self, images, labels, *, network: dict, alpha: float, learning_rate: float, steps: int):
+        torch, self.side = _torch_side()
+        torch.manual_seed(0)
+        self.batches = [(torch.from_numpy(images), torch.from_numpy(labels))]
+        self.alpha, self.steps = alpha, steps
+        self.model = self.side.build_vit(**network).train()
+        for parameter in self.model.head.parameters():
+            torch.nn.init.zeros_(parameter)
+        far = 10**9  # steps: the rate stays at its peak
+        self.optimizer, self.scheduler = self.side.make_optimizer(self.model, learning_rate, far, warmup_steps=0)
+
+    def __call__(self) -> dict:
+        for _ in range(self.steps):
+            loss = self.side.accumulate(self.model, self.batches, 1, self.side.official_loss, self.alpha)
+            self.side.apply(self.model, self.optimizer, self.scheduler, max_norm=1.0)
+        return {"loss": loss}
+
+
+class TorchEvaluation:
+    """Bytes in; top 5 classes, confidence and NLL of every image out, as reproduce.evaluate gives them."""
+
+    def __init__(self, images, labels, *, network: dict, batch_size: int):
+        self.torch, side = _torch_side()
+        self.images, self.labels = images, labels
+        self.batch_size, self.image_size = batch_size, network["image_size"]
+        self.model = side.build_vit(**network).eval()
+
+    def prepared(self, images):
+        """uint8 (n, 3, H, W) -> float32 (n, 3, S, S) in [-1, 1]."""
+        scaled = self.torch.from_numpy(images) / 127.5 - 1
+        return self.torch.nn.functional.interpolate(scaled, self.image_size, mode="bilinear")
+
+    def __call__(self) -> None:
+        with self.torch.no_grad():
+            for start in range(0, len(self.images), self.batch_size):
+                piece = slice(start, start + self.batch_size)
+                log_p = self.model(self.prepared(self.images[piece])).log_softmax(dim=-1)
+                top_log_p, top = log_p.topk(5, dim=-1)
+                nll = -log_p.gather(1, self.torch.from_numpy(self.labels[piece])[:, None])
+                for found in (top, top_log_p[:, 0].exp(), nll):
+                    found.numpy()
+
+
+# ---- Input pipelines: a picture at a time, random crop, resize, normalise, stack
+
+
+class Pillow:
+    """Pillow and NumPy. Called, it makes `batches` batches of the images, uint8 (N, 3, H, W)."""
+
+    def __init__(self, images, labels, *, image_size: int, batch_size: int, batches: int):
+        self.images = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]  # (H, W, 3), as files give
+        self.image_size, self.batch_size, self.batches = image_size, batch_size, batches
+        self.random = random.Random(0)
+        self.stacked = np.stack
+
+    def __call__(self) -> None:
+        for _ in range(self.batches):
+            chosen = self.random.choices(self.images, k=self.batch_size)
+            self.stacked([self.prepared(Image.fromarray(pixels)) for pixels in chosen])
+
+    def prepared(self, image) -> np.ndarray:
+        """float32 (3, S, S) in [-1, 1] of a random crop."""
+        crop = image.crop(self.box(*image.size)).resize((self.image_size, self.image_size), Image.BILINEAR)
+        return (np.asarray(crop, np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) as torchvision's RandomResizedCrop draws it; the whole image if nothing fits."""
+        for _ in range(10):
+            area = width * height * self.random.uniform(*CROP_AREA)
+            ratio = math.exp(self.random.uniform(*map(math.log, CROP_RATIO)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = self.random.randint(0, width - w), self.random.randint(0, height - h)
+                return left, top, left + w, top + h
+        return 0, 0, width, height
+
+
+class PaddleVision(Pillow):
+    """paddle.vision.transforms on Pillow images."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        import paddle
+        from paddle.vision import transforms
+
+        paddle.set_device("cpu")
+        self.crop = transforms.RandomResizedCrop(self.image_size, scale=CROP_AREA, ratio=CROP_RATIO)
+        scale = transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3)
+        self.prepared = transforms.Compose([self.crop, transforms.ToTensor(), scale])
+        self.stacked = paddle.stack
+
+
+# ---- From the start of a program to its first step
+
+
+class TrainStart:
+    """Called, it runs one step of a recipe by the command that users run; its files go to a temporary folder."""
+
+    def __init__(self, *, recipe: str):
+        self.arguments = ["-m", "reproduce.train", recipe, "--num_steps", "1", "--eval_every", "0", "--run", "start"]
+
+    def __call__(self) -> dict:
+        with tempfile.TemporaryDirectory() as out:
+            record = Path(out, "logs", "start", "metrics.jsonl")  # its first line follows the first step
+            return timed([*self.arguments, "--out", out], lambda _: record.exists() and record.stat().st_size > 0)
+
+
+class TorchStart:
+    """The same with PyTorch: import, build, one step on random images; no data set, no files."""
+
+    def __init__(self, **spec):
+        _torch_side()  # says now what is missing
+        self.arguments = [str(Path(__file__).resolve()), json.dumps(spec)]
+
+    def __call__(self) -> dict:
+        return timed(self.arguments, lambda lines: lines == 2)
+
+
+def timed(arguments: list[str], stepped) -> dict:
+    """Run Python and say "go"; {"first_step": seconds until `stepped(lines of output)`}. Raises RuntimeError."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as commands:
+        commands.write(b"go\n")
+        commands.seek(0)
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *arguments], stdin=commands, stdout=output, stderr=errors)
+        while process.poll() is None and not stepped(os.pread(output.fileno(), 2**20, 0).count(b"\n")):
+            time.sleep(_POLL)
+        first_step = time.perf_counter() - began
+        if process.wait():
+            errors.seek(0)
+            raise RuntimeError(errors.read().decode().strip().rpartition("\n")[2])
+    return {"first_step": first_step}
+
+
+# ---- The process of a side
+
+
+def random_images(count: int, size: int, classes: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (count, 3, size, size), float32 in [-1, 1) or uint8 as `kind` says, and int64 labels; always the same."""
+    rng = np.random.default_rng(0)
+    shape = (count, 3, size, size)
+    images = rng.integers(0, 256, shape, np.uint8) if kind == "uint8" else 2 * rng.random(shape, np.float32) - 1
+    return images, rng.integers(0, classes, count)
+
+
+def product_speed(library: str, size: int) -> float:
+    """Operations a second of a float32 matrix product of that size in this process, better of two."""
+    module = importlib.import_module(library)
+    a = module.rand([size, size])
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        module.matmul(a, a)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+def facts(library: str) -> dict:
+    """Memory of this process in bytes, now and at its highest, and the settings that it runs under."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    memory = {key: 1024 * int(status[name].split()[0]) for key, name in (("now", "VmRSS"), ("peak", "VmHWM"))}
+    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)}
+    if library == "paddle":
+        settings.update(importlib.import_module("paddle").get_flags(["FLAGS_use_stride_kernel"]))
+    if library == "torch":
+        settings["threads"] = importlib.import_module("torch").get_num_threads()
+    return {"memory": memory, "settings": settings}
+
+
+def make_task(spec: dict):
+    """The task of the specification: an object that does one repetition when it is called."""
+    if spec["core"] is not None:
+        os.sched_setaffinity(0, {spec["core"]})
+    if spec["our_settings"]:
+        importlib.import_module("reproduce")
+    module, name = spec["task"].split(":")
+    make = getattr(importlib.import_module(module), name)
+    images = random_images(**spec["images"]) if spec["images"] else ()
+    return make(*images, **spec["options"])
+
+
+def main() -> None:
+    # The code of the current folder first, which is another clone for `--against`. This folder last: a library's
+    # `import plan` shall not find ours.
+    sys.path[0:1] = [str(Path.cwd())]
+    sys.path.append(str(HERE))
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    spec = json.loads(sys.argv[1])
+
+    def answer(**content) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    try:
+        task = make_task(spec)
+    except ImportError as reason:
+        answer(missing=str(reason))
+        return
+    answer(**facts(spec["library"]))
+    for command in sys.stdin:
+        if command == "go\n":
+            began = time.perf_counter()
+            more = task() or {}
+            answer(seconds=time.perf_counter() - began, **more)
+        elif command == "product\n":
+            answer(flops_per_second=product_speed(spec["library"], spec["product_size"]))
+        else:
+            answer(**facts(spec["library"]))
+
+
+if __name__ == "__main__":
+    main()
