@@ -44,7 +44,9 @@ def run_command(main) -> None:
     except Exception as error:
         if distributed.is_lost_contact(error):
             distributed.await_the_launcher()
-            sys.exit(_fail("lost contact with another process of this run, whose output says why"))
+            print(str(error).strip(), file=sys.stderr)
+            _fail("lost contact with another process of this run: if its output says nothing, the lines above are why")
+            sys.exit(1)
         if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
             raise
         where = f"{error.filename}: " if error.filename else ""

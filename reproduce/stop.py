@@ -9,7 +9,10 @@ from pathlib import Path
 from reproduce import distributed
 
 # SIGTERM: kill, and SLURM's pre-emption. SIGUSR1: what `sbatch --signal` sends ahead of the time limit.
+# SIGHUP: the terminal was closed; under nohup it is ignored, and stays so.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    SIGNALS += (signal.SIGHUP,)
 
 
 class Stopped(Exception):
