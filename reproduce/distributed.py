@@ -38,11 +38,12 @@ def rank() -> int:
 
 def _place() -> tuple[int, int]:
     """(rank, size) as the launcher has set them; UserError where something else has set what makes no sense."""
-    rank, size = os.environ.get("PADDLE_TRAINER_ID", "0"), os.environ.get("PADDLE_TRAINERS_NUM", "1")
-    if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
+    names = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1", "PADDLE_NNODES": "1"}
+    rank, size, nodes = found = [os.environ.get(name, default) for name, default in names.items()]
+    if not (rank.isdecimal() and size.isdecimal() and nodes.isdecimal() and int(rank) < int(size)):
         raise UserError(
-            f"PADDLE_TRAINER_ID={rank}, PADDLE_TRAINERS_NUM={size}: there is no such process; unset both and start "
-            "several processes with NPROC=k bash run_train.sh"
+            f"{', '.join(map('='.join, zip(names, found, strict=True)))}: there is no such process; unset these and "
+            "start several processes with NPROC=k bash run_train.sh"
         )
     return int(rank), int(size)
 
@@ -56,6 +57,11 @@ def start() -> None:
     """Connect the processes. The device must have been chosen before."""
     if size() == 1:
         return
+    if "PADDLE_MASTER" not in os.environ and "PADDLE_TRAINER_ENDPOINTS" not in os.environ:
+        raise UserError(
+            f"PADDLE_TRAINERS_NUM={size()} is set, but not where the others are; unset it and start several "
+            "processes with NPROC=k bash run_train.sh"
+        )
     device = paddle.get_device()
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen

@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
 from reproduce.cli import has_gpu, run_command
-from reproduce.meeting import Layout, meet
+from reproduce.meeting import Layout, meet, number_from, place_of_node
 from reproduce.stop import SIGNALS
 
 _ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr
@@ -38,11 +38,11 @@ _NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
 
 def main() -> None:
     gpus = paddle.device.cuda.device_count() if has_gpu() else 0
-    local, nodes = _processes(gpus), _number("NNODES", 1, at_least=1)
+    local, nodes = _processes(gpus), number_from("NNODES", 1, at_least=1)
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
     if local == 1 and nodes == 1:
         os.execv(sys.executable, command)
-    layout = meet(*_place(nodes), local) if nodes > 1 else Layout.of_one_node(local)
+    layout = meet(*place_of_node(nodes), local) if nodes > 1 else Layout.of_one_node(local)
     folder = Path(tempfile.mkdtemp(prefix="reproduce-launch-"))
     keep = False
     try:
@@ -56,41 +56,13 @@ def main() -> None:
 
 def _processes(gpus: int) -> int:
     """How many processes this node runs."""
-    wished = _number("NPROC", gpus or 1, at_least=1)
+    wished = number_from("NPROC", gpus or 1, at_least=1)
     if gpus and wished > gpus:
         raise UserError(
             f"NPROC={wished}: there are {gpus} visible GPUs; lower NPROC, or set CUDA_VISIBLE_DEVICES='' "
             "to compute on the CPU"
         )
     return wished
-
-
-def _number(variable: str, default: int, at_least: int) -> int:
-    text = os.environ.get(variable, "") or str(default)
-    if not text.isdecimal() or int(text) < at_least:
-        raise UserError(f"{variable}={text}: must be a whole number from {at_least} on")
-    return int(text)
-
-
-def _place(nodes: int) -> tuple[int, int, str, int]:
-    """(this node's number, number of nodes, address of the first node, port there)."""
-    node = _number("NODE_RANK", 0, at_least=0)
-    if "NODE_RANK" not in os.environ or node >= nodes:
-        raise UserError(f"NNODES={nodes}: say which node this is, NODE_RANK=0 to {nodes - 1}")
-    master = os.environ.get("MASTER", "")
-    host, _, port = master.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"MASTER={master}: say where the first node listens, MASTER=address:port, port 1 to 65535")
-    try:
-        address = socket.gethostbyname(host)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"MASTER={master}: {host} is not known here ({error})") from None
-    if node > 0 and address.startswith("127.") and host != address:
-        raise UserError(
-            f"MASTER={master}: {host} is {address} on node {node}, which is that node itself; give the first node's "
-            "address in the network"
-        )
-    return node, nodes, address, int(port)
 
 
 def _environment(layout: Layout, number: int, on_gpu: bool, folder: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ One line of JSON each way, over a plain socket: no proxy is asked, and no node n
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,35 @@ class Layout:
     @staticmethod
     def of_one_node(processes: int) -> "Layout":
         return Layout(0, [processes], "127.0.0.1", _free_port())
+
+
+def number_from(variable: str, default: int, at_least: int) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(variable, "") or str(default)
+    if not text.isdecimal() or int(text) < at_least:
+        raise UserError(f"{variable}={text}: must be a whole number from {at_least} on")
+    return int(text)
+
+
+def place_of_node(nodes: int) -> tuple[int, int, str, int]:
+    """From NODE_RANK and MASTER: (this node's number, number of nodes, address of the first node, port there); errors name what is missing."""
+    node = number_from("NODE_RANK", 0, at_least=0)
+    if "NODE_RANK" not in os.environ or node >= nodes:
+        raise UserError(f"NNODES={nodes}: say which node this is, NODE_RANK=0 to {nodes - 1}")
+    master = os.environ.get("MASTER", "")
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"MASTER={master}: say where the first node listens, MASTER=address:port, port 1 to 65535")
+    try:
+        address = socket.gethostbyname(host)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"MASTER={master}: {host} is not known here ({error})") from None
+    if node > 0 and address.startswith("127.") and host != address:
+        raise UserError(
+            f"MASTER={master}: {host} is {address} on node {node}, which is that node itself; give the first node's "
+            "address in the network"
+        )
+    return node, nodes, address, int(port)
 
 
 def meet(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
