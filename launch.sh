@@ -19,7 +19,7 @@ elif ((${SLURM_JOB_NUM_NODES:-1} > 1)) && [[ -z ${NNODES:-}${RDROP_ON_EACH_NODE:
   start+=(env RDROP_ON_EACH_NODE=1 PYTHON="$PYTHON" bash "$script")
 else
   if [[ -n ${RDROP_ON_EACH_NODE:-} ]]; then
-    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export NNODES=$SLURM_JOB_NUM_NODES NODE_RANK=$SLURM_NODEID MASTER=$first:$((20000 + SLURM_JOB_ID % 20000))
   fi
   if [[ -n ${NPROC:-}${NNODES:-} ]] || nvidia-smi -L >/dev/null 2>&1; then
@@ -31,12 +31,13 @@ if [[ -z ${RDROP_SBATCH:-} || -n ${RDROP_ON_EACH_NODE:-} ]]; then
 fi
 
 # The script of a SLURM job stays, to have a run that stopped for the time limit queued again.
-"${start[@]}" "$@" &
-child=$!
+child=
 for signal in TERM USR1; do
   # shellcheck disable=SC2064
-  trap "kill -$signal $child 2>/dev/null || true" "$signal"
+  trap "[[ -z \$child ]] || kill -$signal \"\$child\" 2>/dev/null || true" "$signal"
 done
+"${start[@]}" "$@" &
+child=$!
 while true; do
   code=0
   wait "$child" || code=$?

@@ -16,7 +16,7 @@ setup_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 setup_venv=$setup_root/.venv
 
 for setup_number in 0 1 2; do # streams that were closed (`>&-`)
-  { : >&"$setup_number"; } 2>/dev/null || eval "exec $setup_number<>/dev/null"
+  [[ -e /dev/fd/$setup_number ]] || eval "exec $setup_number<>/dev/null"
 done
 
 setup_say() { printf 'setup: %s\n' "$*" >&2; }

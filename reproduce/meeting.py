@@ -41,7 +41,7 @@ def number_from(variable: str, default: int, at_least: int) -> int:
 
 
 def place_of_node(nodes: int) -> tuple[int, int, str, int]:
-    """From NODE_RANK and MASTER: (this node's number, number of nodes, address of the first node, port there); errors name what is missing."""
+    """From NODE_RANK and MASTER: (this node, number of nodes, address of the first node, port there)."""
     node = number_from("NODE_RANK", 0, at_least=0)
     if "NODE_RANK" not in os.environ or node >= nodes:
         raise UserError(f"NNODES={nodes}: say which node this is, NODE_RANK=0 to {nodes - 1}")
