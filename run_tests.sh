@@ -7,7 +7,8 @@
 #     bash run_tests.sh --help              pytest's options
 #
 # The first start makes .venv with the test tools (see setup_env.sh). Exit code 0 if all is well.
-set -euo pipefail
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # it was started with sh
+set +o posix -euo pipefail
 cd "$(dirname "$(realpath "${BASH_SOURCE[0]}")")"
 source ./setup_env.sh dev
 if (($# == 0)); then

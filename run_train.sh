@@ -12,35 +12,31 @@
 #
 # Train a recipe. Start it from the project root: relative paths are taken from there.
 #
-#     bash run_train.sh                             the default recipe
-#     bash run_train.sh RECIPE [--option value ...]
+#     bash run_train.sh [RECIPE] [--option value ...]     without RECIPE the default one
 #     bash run_train.sh --study digits              many runs: arms x seeds (see reproduce/study.py)
+#     bash run_train.sh --gpu_check                 two minutes that say whether this GPU computes right
 #     bash run_train.sh --help                      recipes and options
 #
-# Devices: all GPUs that are visible, one process each, or one process on the CPU.
-#
-#     CUDA_VISIBLE_DEVICES=0 bash run_train.sh RECIPE     one GPU
-#     bash run_train.sh RECIPE                            8 GPUs, where there are 8
-#     NPROC=2 bash run_train.sh RECIPE                    two of the GPUs, or two processes on the CPU
-#     NNODES=2 NODE_RANK=0 MASTER=10.0.0.1:29500 bash run_train.sh RECIPE      2 nodes x 8: this on the first,
-#     NNODES=2 NODE_RANK=1 MASTER=10.0.0.1:29500 bash run_train.sh RECIPE      and this on the second
-#     sbatch run_train.sh RECIPE                          SLURM: one GPU; five minutes before its time is over it is
-#                                                         told, saves and stops
-#     sbatch --nodes=2 --gpus-per-node=8 run_train.sh RECIPE      SLURM, 2 nodes x 8
-#
-# Several nodes need a file system that they share. What the run means does not depend on any of this.
+# All GPUs that are visible, one process each, or one process on the CPU. NPROC=2 takes two of the GPUs, or two
+# processes on the CPU. `sbatch run_train.sh RECIPE` and several nodes: see docs/cluster.md.
 #
 # The first start makes .venv (see setup_env.sh). A run that was stopped continues when the same command is
 # given again. Its records are in logs/, its weights in checkpoints/; bash run_board.sh shows the curves.
-set -euo pipefail
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # it was started with sh
+set +o posix -euo pipefail
 root=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
-if [[ -n ${SLURM_SUBMIT_DIR:-} && ! -e $root/launch.sh ]]; then
-  root=$SLURM_SUBMIT_DIR # sbatch runs a copy of this script from elsewhere
+if [[ ! -e $root/launch.sh ]]; then # sbatch runs a copy of this script from elsewhere
+  root=${SLURM_SUBMIT_DIR:-}
   export RDROP_SBATCH=1
 fi
-cd "$root"
-if [[ ${1:-} == --study ]]; then # it starts its runs itself
-  source ./setup_env.sh run
-  exec "$PYTHON" -m reproduce.study "${@:2}"
+if [[ ! -e $root/launch.sh ]]; then
+  echo "run_train: submit from the project's root: cd PROJECT && sbatch run_train.sh" >&2
+  exit 2
 fi
-source ./launch.sh run_train.sh reproduce.train "$@"
+cd "$root"
+module=reproduce.train
+if [[ ${1:-} == --study || ${1:-} == --gpu_check ]]; then
+  module=reproduce.${1#--}
+  shift
+fi
+source ./launch.sh run_train.sh "$module" "$@"

@@ -10,16 +10,15 @@ import os
 import warnings
 from pathlib import Path
 
-from common.processes import end_with_parent, keep_freed_memory
+from common.processes import keep_freed_memory, open_missing_streams
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _processor_settings() -> dict[str, str]:
-    """Environment variables for Paddle's CPU build; what the user has set already wins."""
+    """Environment variables for Paddle's CPU build."""
     settings = {
-        # Paddle's own default is 1; several processes on one machine (parallel.py) share its cores
-        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PADDLE_LOCAL_SIZE", "1")))),
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # Paddle's own default is 1
         # Transposed views instead of copies sound cheap, but each CPU kernel that reads one copies it slowly:
         # a step of `digits` takes 75 ms without them and 144 ms with.
         "FLAGS_use_stride_kernel": "0",
@@ -29,16 +28,20 @@ def _processor_settings() -> dict[str, str]:
         # Paddle links an old MKL that takes a slow path on AMD: 25 against 150 GFLOP/s in float32. On Intel
         # processors the same variable would hurt.
         settings["MKL_DEBUG_CPU_TYPE"] = "5"
-    return {name: os.environ.get(name) or value for name, value in settings.items()}
+    return settings
 
 
-if "REPRODUCE_LAUNCH" in os.environ and "PADDLE_TRAINER_ID" in os.environ:  # started by launch.py: see there
-    end_with_parent(named="paddle.distributed.launch")
+def _set_by_user(name: str) -> bool:
+    """Whether the environment variable was set, and not by a parent that is of this project, for itself."""
+    value = os.environ.get(name)
+    return bool(value) and f"{name}={value}" not in os.environ.get("REPRODUCE_SETTINGS", "").split()
 
-PROCESSOR_SETTINGS = _processor_settings()
-# and not by the user: for this process alone
-SET_HERE = {name for name in PROCESSOR_SETTINGS if not os.environ.get(name)}
-os.environ.update(PROCESSOR_SETTINGS)
+
+open_missing_streams()
+_OWN = {name: value for name, value in _processor_settings().items() if not _set_by_user(name)}
+SET_HERE = set(_OWN)  # and not by the user: for this process alone
+os.environ.update(_OWN, REPRODUCE_SETTINGS=" ".join(f"{name}={value}" for name, value in _OWN.items()))
+PROCESSOR_SETTINGS = {name: os.environ[name] for name in _processor_settings()}
 keep_freed_memory()
 
 with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints a warning for any OMP_NUM_THREADS above 1

@@ -19,7 +19,9 @@ WEIGHTS_HELP = (
     "Google's .npz, the official code's .bin"
 )
 # SIGTERM: kill, and SLURM's pre-emption. SIGHUP: a terminal that closes. SIGUSR1: SLURM, ahead of the time limit.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored, and stays so
+    SIGNALS += (signal.SIGHUP,)
 _CALLED_HERE = {  # what other projects call an option -> what it is called here
     "--lr": "--learning_rate",
     "--epochs": "--num_epochs",
@@ -119,8 +121,9 @@ def _end_with(error: Exception) -> None:
         sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
     if distributed.is_lost_contact(error):
         distributed.await_the_launcher()
-        words = " ".join(str(error).split())[-300:]
-        sys.exit(_fail(f"lost contact with another process of this run, whose output says why ({words})"))
+        print(str(error).strip(), file=sys.stderr)
+        _fail("lost contact with another process of this run: if its output says nothing, the lines above are why")
+        sys.exit(1)
     if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
         raise error
     where = f"{error.filename}: " if error.filename else ""
@@ -153,8 +156,6 @@ def choose_device(wish: str) -> str:
     on_gpu = wish != "cpu" and has_gpu()
     if on_gpu and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
-    if not on_gpu:
-        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # Paddle's CUDA build would connect, and compute, on the GPUs
     paddle.set_device("gpu" if on_gpu else "cpu")
     return paddle.get_device()
 

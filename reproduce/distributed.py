@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -26,12 +27,24 @@ _GRACE = 10  # seconds for the launcher to notice which process failed first
 
 def size() -> int:
     """Number of processes."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    return _place()[1]
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+    return _place()[0]
+
+
+def _place() -> tuple[int, int]:
+    """(rank, size) as the launcher has set them; UserError where something else has set what makes no sense."""
+    names = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1", "PADDLE_NNODES": "1"}
+    rank, size, nodes = found = [os.environ.get(name, default) for name, default in names.items()]
+    if not (rank.isdecimal() and size.isdecimal() and nodes.isdecimal() and int(rank) < int(size)):
+        raise UserError(
+            f"{', '.join(map('='.join, zip(names, found, strict=True)))}: there is no such process; unset these and "
+            "start several processes with NPROC=k bash run_train.sh"
+        )
+    return int(rank), int(size)
 
 
 def is_main() -> bool:
@@ -41,32 +54,49 @@ def is_main() -> bool:
 
 def start() -> None:
     """Connect the processes. The device must have been chosen before."""
-    if size() > 1:
-        device = paddle.get_device()
-        with _without_native_output():  # a list of Paddle's flags
-            dist.init_parallel_env()
-        if paddle.get_device() != device:
-            raise UserError(f"the processes compute on {paddle.get_device()} instead of {device}; see docs/cluster.md")
+    if size() == 1:
+        return
+    if "PADDLE_MASTER" not in os.environ and "PADDLE_TRAINER_ENDPOINTS" not in os.environ:
+        raise UserError(
+            f"PADDLE_TRAINERS_NUM={size()} is set, but not where the others are; unset it and start several "
+            "processes with NPROC=k bash run_train.sh"
+        )
+    device = paddle.get_device()
+    if device == "cpu":
+        os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen
+    with _native_output_aside():
+        dist.init_parallel_env()
+    if paddle.get_device() != device:
+        raise RuntimeError(f"Paddle took {paddle.get_device()} when the processes connected; {device} was chosen")
 
 
 @contextlib.contextmanager
-def _without_native_output():
-    """Keep what the libraries below Python write off the screen, unless their log was asked for."""
-    if "NCCL_DEBUG" in os.environ or "GLOG_v" in os.environ:
+def _native_output_aside():
+    """Have what the libraries below Python write (a list of Paddle's flags) in a file of the launcher's folder.
+
+    Shown when the block fails; the launcher shows it when the process aborts. Left alone for NCCL_DEBUG or GLOG_v.
+    """
+    folder = os.environ.get("PADDLE_LOG_DIR", "")
+    if not folder or "NCCL_DEBUG" in os.environ or "GLOG_v" in os.environ:
         yield
         return
+    path = Path(folder) / f"native_{rank()}.log"
+    kept = os.dup(1), os.dup(2)
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
+    with open(path, "wb") as file:
         for number in (1, 2):
-            os.dup2(nowhere.fileno(), number)
-        try:
-            yield
-        finally:
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    except Exception:
+        os.write(kept[1], path.read_bytes())
+        raise
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+        path.unlink(missing_ok=True)
 
 
 def described() -> str:

@@ -1,18 +1,16 @@
-"""Start a command as several processes through `paddle.distributed.launch`, and be their face to the user.
+"""Start several processes and show their output as one.
 
     python -m reproduce.launch reproduce.train RECIPE [--option value ...]      what run_train.sh calls
 
-takes all visible GPUs; NPROC=k takes k of them, or k processes on a CPU. Several nodes: the same command on each,
-with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node).
+takes all visible GPUs, one process each. NPROC=k takes k of them, or k processes on a CPU. Several nodes: the same
+command on each, with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node).
 
-Paddle's launcher does the rest, but for what this adds: the first process is heard at once, signals reach the
-processes and may take as long as saving takes, the failure of any process is reported with its own words and exit
-code, and nothing outlives this process.
+The first process of a node is heard at once. Signals reach all processes, which may take their time to save. When one
+fails the others are ended, its last lines are shown and what each one wrote is kept. Nothing outlives this process.
 """
 
-import contextlib
 import os
-import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,127 +24,179 @@ import paddle
 from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
-from reproduce.cli import SIGNALS, has_gpu, run_command
+from reproduce.cli import has_gpu, run_command
+from reproduce.meeting import Layout, meet, number_from, place_of_node
+from reproduce.cli import SIGNALS
 
-_FAILED = re.compile(r"Container rank (\d+) status failed .* code (-?\d+) log ")
 _ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr
+_LAST_LINES = 30  # of the process that failed
+_TIME_TO_END = 3  # seconds, for the processes beside one that failed
+_TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
+# set by other launchers on many clusters; Paddle would take them before its own
+_NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
 
 
 def main() -> None:
+    gpus = paddle.device.cuda.device_count() if has_gpu() else 0
+    local, nodes = _processes(gpus), number_from("NNODES", 1, at_least=1)
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
-    local, nodes = _processes(), _number("NNODES", 1, at_least=1)
     if local == 1 and nodes == 1:
         os.execv(sys.executable, command)
-    with tempfile.TemporaryDirectory(prefix="reproduce-launch-") as folder:
-        sys.exit(_launch(_arguments(local, nodes, folder) + command, Path(folder), local, nodes))
+    layout = meet(*place_of_node(nodes), local) if nodes > 1 else Layout.of_one_node(local)
+    folder = Path(tempfile.mkdtemp(prefix="reproduce-launch-"))
+    keep = False
+    try:
+        environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
+        code, keep = _Processes(command, environments, folder).run()
+        sys.exit(code)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _processes() -> int:
+def _processes(gpus: int) -> int:
     """How many processes this node runs."""
-    gpus = paddle.device.cuda.device_count() if has_gpu() else 0
-    wished = _number("NPROC", gpus or 1, at_least=1)
+    wished = number_from("NPROC", gpus or 1, at_least=1)
     if gpus and wished > gpus:
-        raise UserError(f"NPROC={wished}: there are {gpus} visible GPUs; lower NPROC, or set CUDA_VISIBLE_DEVICES='' "
-                        "to compute on the CPU")  # fmt: skip
+        raise UserError(
+            f"NPROC={wished}: there are {gpus} visible GPUs; lower NPROC, or set CUDA_VISIBLE_DEVICES='' "
+            "to compute on the CPU"
+        )
     return wished
 
 
-def _number(variable: str, default: int, at_least: int) -> int:
-    text = os.environ.get(variable, "") or str(default)
-    if not text.isdecimal() or int(text) < at_least:
-        raise UserError(f"{variable}={text}: must be a whole number from {at_least} on")
-    return int(text)
+def _environment(layout: Layout, number: int, on_gpu: bool, folder: Path) -> dict[str, str]:
+    """What Paddle reads in process `number` of this node, beside what the user has set."""
+    given = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    local, rank = layout.processes[layout.node], sum(layout.processes[: layout.node]) + number
+    endpoints = [f"{layout.address}:{layout.port + 1 + each}" for each in range(sum(layout.processes))]  # names only
+    if "OMP_NUM_THREADS" in SET_HERE:
+        given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
+    if "NCCL_DEBUG" not in given and "GLOG_v" not in given:
+        given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
+    if len(layout.processes) == 1:
+        given.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo wants this machine's name to have an address
+    device = {"FLAGS_selected_gpus": str(number)} if on_gpu else {"PADDLE_DISTRI_BACKEND": "gloo"}
+    return {
+        **given,
+        **device,
+        "PADDLE_MASTER": f"{layout.address}:{layout.port}",
+        "PADDLE_NNODES": str(len(layout.processes)),
+        "PADDLE_LOCAL_SIZE": str(local),
+        "PADDLE_LOCAL_RANK": str(number),
+        "PADDLE_RANK_IN_NODE": str(number),
+        "PADDLE_GLOBAL_SIZE": str(len(endpoints)),
+        "PADDLE_TRAINERS_NUM": str(len(endpoints)),
+        "PADDLE_GLOBAL_RANK": str(rank),
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
+        "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
+        "PADDLE_LOG_DIR": str(folder),
+    }
 
 
-def _arguments(local: int, nodes: int, folder: str) -> list[str]:
-    """The launcher's own part of its command line."""
-    launcher = [sys.executable, "-m", "paddle.distributed.launch", "--log_level", "ERROR", "--log_dir", folder]
-    launcher += ["--nproc_per_node", str(local)]
-    if nodes == 1:
-        return launcher
-    node = _number("NODE_RANK", 0, at_least=0)
-    if "NODE_RANK" not in os.environ or node >= nodes:
-        raise UserError(f"NNODES={nodes}: say which node this is, NODE_RANK=0 to {nodes - 1}")
-    host, _, port = os.environ.get("MASTER", "").rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"NNODES={nodes}: say where the first node listens, MASTER=address:port")
-    try:
-        address = socket.gethostbyname(host)  # Paddle's launcher compares numbers
-    except OSError as error:
-        raise UserError(f"MASTER={host}:{port}: {host} is not known here ({error.strerror})") from None
-    print(f"launch:     node {node} of {nodes}, waiting for the others at {address}:{port}", flush=True)
-    return [*launcher, "--nnodes", str(nodes), "--rank", str(node), "--master", f"{address}:{port}"]
+class _Processes:
+    """The processes of this node, by their number in it, and a file in `folder` for what each of them writes."""
 
+    def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path):
+        self._command, self._environments, self._folder = command, environments, folder
+        self._ranks = [int(environment["PADDLE_TRAINER_ID"]) for environment in environments]
+        self._of = environments[0]["PADDLE_TRAINERS_NUM"]
+        self._running: list[subprocess.Popen] = []
+        self._received: list[int] = []  # signals
 
-def _launch(arguments: list[str], folder: Path, local: int, nodes: int) -> int:
-    """Run the launcher to its end; the exit code for this command."""
-    # without Paddle's notes on its sockets; and the processes are to end with their launcher
-    given = {name: value for name, value in os.environ.items() if name not in SET_HERE}
-    environment = {"GLOG_minloglevel": "2", **given, "REPRODUCE_LAUNCH": "1"}
-    launcher = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True, preexec_fn=end_with_parent,
-    )  # fmt: skip
-    received = []
+    def run(self) -> tuple[int, bool]:
+        """Run them to their end: the exit code of this command, and whether what they wrote is to be kept."""
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: self._received.append(number))
+        output = _Relay(self._log(0))
+        try:
+            for number in range(len(self._environments)):
+                self._start(number)
+            first, code = self._wait(output)
+            if first is not None:
+                self._end_others(_TIME_TO_STOP if code - 128 in SIGNALS else _TIME_TO_END, output)
+        finally:
+            for process in self._running:
+                process.kill()
+                process.wait()
+        output.pass_on(to_the_end=True)
+        return (0, False) if first is None else self._report(first, code)
 
-    def forward(number, frame):
-        received.append(number)
-        for pid in _children(launcher.pid) or [launcher.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+    def _log(self, number: int) -> Path:
+        return self._folder / f"rank_{self._ranks[number]}.log"
 
-    for number in SIGNALS:
-        signal.signal(number, forward)
-    output, processes, failed = _Relay(folder / "workerlog.0"), {}, None
-    while launcher.poll() is None:
-        output.pass_on()
-        alive = _children(launcher.pid)
-        processes |= {pid: rank for pid in alive if (rank := _local_rank(pid)) is not None}
-        if failed is None and processes.keys() <= set(alive):  # else the launcher was faster, and names one
-            failed = _first_failure(processes)
-        time.sleep(0.1)
-    output.pass_on(to_the_end=True)
-    if launcher.returncode == 0:
-        return 0
-    complaint = launcher.stderr.read()
-    if failed is None and (named := _FAILED.search(complaint)):
-        failed = int(named[1]), int(named[2])
-    if failed is not None:
-        return _report(*failed, folder, local, nodes, bool(received))
-    if received:
-        return 128 + received[0]
-    print(complaint.strip(), file=sys.stderr)
-    print("error: paddle.distributed.launch failed, its message is above", file=sys.stderr)
-    return 1
+    def _start(self, number: int) -> None:
+        with open(self._log(number), "wb") as log:
+            self._running.append(
+                subprocess.Popen(
+                    self._command,
+                    env=self._environments[number],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C reaches them once, through this process
+                    preexec_fn=end_with_parent,
+                )
+            )
 
+    def _wait(self, output: "_Relay") -> tuple[int | None, int]:
+        """Wait until one has failed, or all have ended well (None, 0); passes on output and signals meanwhile."""
+        told = 0
+        while True:
+            ended = [process.poll() for process in self._running]
+            output.pass_on()
+            # one that aborts has often only lost its contact to another that failed
+            failed = sorted((code == -signal.SIGABRT, number) for number, code in enumerate(ended) if code)
+            if failed:
+                number = failed[0][1]
+                return number, ended[number]
+            if None not in ended:
+                return None, 0
+            for received in self._received[told:]:
+                for process in self._running:
+                    process.send_signal(received)
+                told += 1
+            time.sleep(0.1)
 
-def _first_failure(processes: dict[int, int]) -> tuple[int, int] | None:
-    """(rank on this node, exit status as subprocess has it) of the process that failed, if one has.
+    def _end_others(self, patience: float, output: "_Relay") -> None:
+        """Ask the processes to end, unless they stop by themselves; the caller kills what is left after `patience`."""
+        if patience == _TIME_TO_END:
+            for process in self._running:
+                process.terminate()
+        until = time.monotonic() + patience
+        while time.monotonic() < until and any(process.poll() is None for process in self._running):
+            output.pass_on()
+            time.sleep(0.1)
 
-    The launcher looks once a second and names any. Another process that aborts is one that lost its contact.
-    """
-    ended = [(rank, status) for pid, rank in processes.items() if (status := _exit_status(pid))]
-    return min(ended, key=lambda end: end[1] == -signal.SIGABRT, default=None)
-
-
-def _report(number: int, code: int, folder: Path, local: int, nodes: int, asked: bool) -> int:
-    """Say what became of process `number`, unless it is the first one, which has been heard; the exit code."""
-    lines = (folder / f"workerlog.{number}").read_text(errors="replace").strip().splitlines()
-    which = f"rank {number} of {local}" + " on this node" * (nodes > 1)
-    if code < 0:
-        if not asked:
-            print(f"error: {which} was ended by {signal.Signals(-code).name}, and the others with it; the same command "
-                  "continues the run", file=sys.stderr)  # fmt: skip
-        return 128 - code
-    if code == 2 and number > 0:
-        last = lines[-1] if lines else f"error: {which} failed"
-        if last not in (folder / "workerlog.0").read_text(errors="replace"):  # often all of them say the same
-            print(last, file=sys.stderr)
-    elif code != 2 and code - 128 not in SIGNALS:
-        for line in lines[-30:] if number > 0 else ():
-            print(f"rank {number}: {line}", file=sys.stderr)
-        print(f"error: {which} failed, see above, and the others were ended", file=sys.stderr)
-    return code
+    def _report(self, number: int, code: int) -> tuple[int, bool]:
+        """Say what became of the process that failed first; the first of the node has been heard already."""
+        lines = self._log(number).read_text(errors="replace").strip().splitlines()
+        which = f"rank {self._ranks[number]} of {self._of}"
+        if code == 2:  # an error of the user: one line, which often all of them say
+            last = lines[-1] if lines else f"error: {which} failed"
+            if number > 0 and last not in self._log(0).read_text(errors="replace"):
+                print(last, file=sys.stderr)
+            return code, False
+        if code - 128 in SIGNALS or (code < 0 and self._received):
+            return code if code > 0 else 128 - code, False
+        native = self._folder / f"native_{self._ranks[number]}.log"  # see distributed.start
+        if native.exists():
+            lines += native.read_text(errors="replace").strip().splitlines()
+        elif number == 0:
+            lines = []
+        for line in lines[-_LAST_LINES:]:
+            print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
+        kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+        if code > 0:
+            print(f"error: {which} failed, see above, and the others were ended; {kept}", file=sys.stderr)
+            return code, True
+        name = signal.Signals(-code).name
+        print(
+            f"error: {which} was ended by {name}, and the others with it; the same command continues the run; {kept}",
+            file=sys.stderr,
+        )
+        return 128 - code, True
 
 
 class _Relay:
@@ -166,30 +216,6 @@ class _Relay:
         for line in lines:
             stream = sys.stderr if line.startswith(_ERROR_LINES) else sys.stdout
             print(line, end="", file=stream, flush=True)
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _local_rank(pid: int) -> int | None:
-    try:
-        found = re.search(rb"\0PADDLE_LOCAL_RANK=(\d+)\0", b"\0" + Path(f"/proc/{pid}/environ").read_bytes())
-    except OSError:  # it has ended
-        return None
-    return int(found[1]) if found else None
-
-
-def _exit_status(pid: int) -> int:
-    """Of a process that has ended and was not yet fetched by its parent; 0 also while it runs."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0
-    return os.waitstatus_to_exitcode(int(fields[-1])) if fields[0] == "Z" else 0
 
 
 if __name__ == "__main__":

@@ -151,6 +151,23 @@ def test_test_tools_are_added_and_serve_a_run_start(built, wheels, tmp_path):
         assert start(built, needed, **offline(tmp_path)) == (0, str(built / ".venv/bin/python"), [])
 
 
+def test_a_new_venv_that_cannot_be_installed_leaves_the_old_one(built, wheels, tmp_path):
+    before = (built / "requirements.txt").read_text()
+    (built / "requirements.txt").write_text("paddlepaddle==3.3.1\ntesttool==1.0\n")
+    code, _, err = start(built, **offline(tmp_path))  # no wheels there
+    assert code == 2 and err[-1].startswith("setup: pip failed")
+    assert can_import(built, "paddle")
+    (built / "requirements.txt").write_text(before)
+    assert start(built) == (0, str(built / ".venv/bin/python"), [])
+
+
+def test_the_programs_of_the_venv_start(finished):
+    """They were installed beside and name their interpreter by its final place."""
+    done = subprocess.run([finished[0] / ".venv/bin/pip", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and str(finished[0] / ".venv/lib") in done.stdout, done.stderr
+    assert sorted(path.name for path in finished[0].glob(".venv*")) == [".venv", ".venv.lock"]
+
+
 def test_changed_requirements_and_a_kill_in_the_middle_of_pip(built, wheels):
     (built / "requirements.txt").write_text("paddlepaddle==3.3.1\ntesttool==1.0\n")
     with socket.create_server(("127.0.0.1", 0)) as index:  # a package index that never answers
@@ -161,7 +178,7 @@ def test_changed_requirements_and_a_kill_in_the_middle_of_pip(built, wheels):
         connection.close()
     code, _, err = finish(process)
     assert code == -signal.SIGKILL and "creating .venv again" in err[0]
-    assert not can_import(built, "paddle")
+    assert can_import(built, "paddle") and not can_import(built, "testtool")
 
     code, _, err = start(built, **offline(wheels))
     assert code == 0 and len(err) == 1 and "creating .venv again (it was incomplete or outdated)" in err[0]
@@ -182,22 +199,24 @@ def test_given_python_without_paddle(project, tmp_path, needed, missing):
     assert f"PYTHON={python} cannot import {missing} (ModuleNotFoundError: No module named 'paddle')" in err[0]
 
 
-def test_given_python_that_is_no_program(project):
-    code, out, err = start(project, PYTHON="/nowhere/python")
-    assert (code, out, err) == (2, "", ["setup: PYTHON=/nowhere/python is not a program"])
+@pytest.mark.parametrize(
+    ("python", "what"), [("/nowhere/python", "a program"), (shutil.which("true"), "a Python interpreter")]
+)
+def test_given_python_that_is_none(project, python, what):
+    assert start(project, PYTHON=python) == (2, "", [f"setup: PYTHON={python} is not {what}"])
 
 
 def test_no_suitable_python(project, tmp_path):
     """A command that exists and fails, as pyenv's shims do, is passed over; then there is none."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for tool in ("bash", "cat", "cksum", "dirname", "find", "grep", "ls", "mkdir", "rm", "sed", "touch"):
+    for tool in ("bash", "cat", "cksum", "dirname", "grep", "ls", "rm", "sed", "touch"):
         (tools / tool).symlink_to(shutil.which(tool))
     make_command(tools / "python3.12", "echo 'pyenv: python3.12: command not found' >&2", "exit 127")
     code, out, err = start(project, PATH=str(tools))
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith("setup: no Python 3.10, 3.11 or 3.12")
-    assert [path.name for path in (project / ".venv").iterdir()] == [".lock"]
+    assert not (project / ".venv").exists()
 
 
 def test_a_venv_of_the_user_is_left_alone(project):
@@ -209,11 +228,15 @@ def test_a_venv_of_the_user_is_left_alone(project):
 
 
 def chosen_build(project, tmp_path):
-    """Run the script's own functions, sourced with an environment that needs no .venv."""
-    python = make_python(tmp_path / "own", "paddle")
-    script = "source ./setup_env.sh run; build=$(setup_build); echo $build; setup_requirements run $build"
+    """The build that is chosen, and the name of the package that pip is to install."""
+    python = tmp_path / "own"
+    make_command(python, "echo imported")
+    fake = project / "fake/bin"
+    fake.mkdir(parents=True)
+    make_command(fake / "python", 'cat "$8"')  # python -m pip install --quiet ... -r LIST
+    script = "source ./setup_env.sh run; build=$(setup_build); echo $build; setup_pip run $build fake; cat fake/pip.log"
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    return start(project, script=script, PYTHON=python, PADDLE_CUDA="", PATH=path)
+    return start(project, script=script, PYTHON=str(python), PADDLE_CUDA="", PATH=path)
 
 
 BANNER = "| NVIDIA-SMI 560.35.03    Driver Version: 560.35.03    CUDA Version: {} |"
@@ -225,7 +248,8 @@ NEW_BANNER = "| NVIDIA-SMI 610.43.02    KMD Version: 610.43.02    CUDA UMD Versi
     [
         (BANNER.format("11.4"), "cpu"),
         (BANNER.format("11.8"), "cu118"),
-        (BANNER.format("12.2"), "cu118"),
+        (BANNER.format("12.0"), "cu126"),
+        (BANNER.format("12.8"), "cu126"),
         (BANNER.format("12.6"), "cu126"),
         (BANNER.format("12.9"), "cu129"),
         (BANNER.format("13.0"), "cu130"),

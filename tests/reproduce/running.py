@@ -81,7 +81,7 @@ def descendants(pid: int) -> list[int]:
 
 def workers(process: subprocess.Popen) -> list[int]:
     """The training processes that a launch started, by rank."""
-    return sorted(pid for pid in descendants(process.pid) if b"reproduce.train" in _cmdline(pid) and not _launches(pid))
+    return sorted(pid for pid in descendants(process.pid) if b"reproduce.train" in _cmdline(pid))
 
 
 def alive(pid: int) -> bool:
@@ -97,7 +97,3 @@ def _cmdline(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def _launches(pid: int) -> bool:
-    return b"paddle.distributed.launch" in _cmdline(pid)

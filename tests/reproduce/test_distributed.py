@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import pytest
-from conftest import assert_user_error
 from running import DIGITS, Run, workers
 
 from models.weights import read_weights
@@ -150,7 +149,7 @@ def test_the_end_of_one_node_ends_the_other(tmp_path):
     began = time.monotonic()
     codes = [node.finish(process) for node, process in zip(nodes, processes, strict=True)]
     assert time.monotonic() - began < 60 and codes[1] == 137 and codes[0] != 0
-    assert "error: rank 0 of 1 on this node was ended by SIGKILL" in nodes[1].stderr
+    assert "error: rank 1 of 2 was ended by SIGKILL" in nodes[1].stderr
     assert "lost contact" in nodes[0].stderr or "was ended by SIGABRT" in nodes[0].stderr, nodes[0].stderr
 
 
@@ -175,21 +174,6 @@ def test_an_error_of_the_user_is_one_line_from_many_processes_too(tmp_path):
     run = Run(tmp_path, *DIGITS, "--seed", -1, processes=2)
     assert run.finish() == 2
     assert run.stderr.strip() == "error: --seed -1: must be at least 0"
-
-
-@pytest.mark.parametrize(
-    ("environment", "fragments"),
-    [
-        ({"NPROC": "many"}, ["NPROC=many", "whole number"]),
-        ({"NPROC": "0"}, ["NPROC=0"]),
-        ({"NNODES": "2"}, ["NNODES=2", "NODE_RANK"]),
-        ({"NNODES": "2", "NODE_RANK": "2"}, ["NODE_RANK=0 to 1"]),
-        ({"NNODES": "2", "NODE_RANK": "0"}, ["MASTER=address:port"]),
-        ({"NNODES": "2", "NODE_RANK": "0", "MASTER": "no.such.host.invalid:1"}, ["no.such.host.invalid is not known"]),
-    ],
-)
-def test_bad_numbers_of_processes(command, environment, fragments):
-    assert_user_error(command("reproduce.launch", "reproduce.train", "digits", **environment), *fragments)
 
 
 def test_fewer_images_than_processes(tmp_path):
@@ -233,7 +217,7 @@ def test_slurm_starts_the_script_on_each_node(tmp_path):
     job.send_signal(signal.SIGUSR1)  # ahead of the time limit
     assert job.wait(timeout=120) == 138
     output = (tmp_path / "output.txt").read_text()
-    assert "stopped by SIGUSR1" in output and "Continue with: the same sbatch command" in output, output
+    assert "stopped by SIGUSR1" in output and "the same sbatch command" in output, output
     assert submit().wait(timeout=300) == 0
     header = json.loads((run.logs / "run.json").read_text())
     assert header["finished"] and header["machine"]["nodes"] == 2 and header["continued_after_step"] >= 10

@@ -1,0 +1,163 @@
+"""How the nodes of a run find each other: each one calls the first, which tells all how many processes each has.
+
+One line of JSON each way, over a plain socket: no proxy is asked, and no node needs a name for itself.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+_SAY_EVERY = 30  # seconds
+_GIVE_UP = 15 * 60  # seconds, as Paddle's own store
+_LONGEST_LINE = 100_000  # bytes
+
+
+@dataclass
+class Layout:
+    """Which node this is, the processes of each node, and where Paddle's store will listen (on the first node)."""
+
+    node: int
+    processes: list[int]
+    address: str
+    port: int
+
+    @staticmethod
+    def of_one_node(processes: int) -> "Layout":
+        return Layout(0, [processes], "127.0.0.1", _free_port())
+
+
+def number_from(variable: str, default: int, at_least: int) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(variable, "") or str(default)
+    if not text.isdecimal() or int(text) < at_least:
+        raise UserError(f"{variable}={text}: must be a whole number from {at_least} on")
+    return int(text)
+
+
+def place_of_node(nodes: int) -> tuple[int, int, str, int]:
+    """From NODE_RANK and MASTER: (this node, number of nodes, address of the first node, port there)."""
+    node = number_from("NODE_RANK", 0, at_least=0)
+    if "NODE_RANK" not in os.environ or node >= nodes:
+        raise UserError(f"NNODES={nodes}: say which node this is, NODE_RANK=0 to {nodes - 1}")
+    master = os.environ.get("MASTER", "")
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"MASTER={master}: say where the first node listens, MASTER=address:port, port 1 to 65535")
+    try:
+        address = socket.gethostbyname(host)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"MASTER={master}: {host} is not known here ({error})") from None
+    if node > 0 and address.startswith("127.") and host != address:
+        raise UserError(
+            f"MASTER={master}: {host} is {address} on node {node}, which is that node itself; give the first node's "
+            "address in the network"
+        )
+    return node, nodes, address, int(port)
+
+
+def meet(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
+    """Return when all `nodes` have come to the first one at address:port; UserError when one does not come.
+
+    `local`: the number of processes of this node.
+    """
+    print(f"launch:     node {node} of {nodes}, waiting for the others at {address}:{port}", flush=True)
+    if node == 0:
+        return _receive(nodes, address, port, local)
+    return _call(node, nodes, address, port, local)
+
+
+def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
+    """The first node's part."""
+    processes, connections = {0: local}, {}
+
+    def missing() -> str:
+        return "node " + ", ".join(str(node) for node in range(nodes) if node not in processes)
+
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise UserError(
+            f"MASTER={address}:{port}: cannot listen there ({error.strerror}); choose a free port"
+        ) from None
+    with server, contextlib.ExitStack() as opened:
+        server.settimeout(1)
+        for _ in _patiently(missing):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not a node, or one that gave up
+                connection = opened.enter_context(server.accept()[0])
+                connection.settimeout(5)
+                said = _read(connection)
+                number, of, has = int(said["node"]), int(said["nodes"]), int(said["processes"])
+                if of != nodes or not 0 < number < nodes or has < 1:
+                    _send(connection, {"error": f"NNODES={of}, NODE_RANK={number}: the first node has NNODES={nodes}"})
+                    continue
+                if number in connections:
+                    _send(connections[number], {"error": f"NODE_RANK={number}: another node came with the same number"})
+                connections[number], processes[number] = connection, has
+            if len(processes) == nodes:
+                break
+        layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port())
+        for number, connection in connections.items():
+            try:
+                _send(connection, {"processes": layout.processes, "port": layout.port})
+            except OSError:
+                raise UserError(f"node {number} came and went away; see its output, and start all again") from None
+        return layout
+
+
+def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
+    """The part of the other nodes: call until the first one is there, then wait for what it says."""
+    answer = None
+    for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
+        with contextlib.suppress(OSError, ValueError), socket.create_connection((address, port), timeout=5) as first:
+            _send(first, {"node": node, "nodes": nodes, "processes": local})
+            first.settimeout(1)
+            for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
+                with contextlib.suppress(TimeoutError):
+                    answer = _read(first)
+                    break
+        if answer is not None:
+            break
+        time.sleep(1)  # the first one is not there yet, or was started again
+    if "error" in answer:
+        raise UserError(str(answer["error"]))
+    return Layout(node, answer["processes"], address, answer["port"])
+
+
+def _patiently(whom: Callable[[], str]) -> Iterator[None]:
+    """Yield until the caller has what it waits for: says so every 30 seconds, gives up after 15 minutes."""
+    began = said = time.monotonic()
+    while time.monotonic() - began < _GIVE_UP:
+        yield
+        if time.monotonic() - said >= _SAY_EVERY:
+            said = time.monotonic()
+            print(f"launch:     {said - began:.0f} s, still waiting for {whom()}", flush=True)
+    raise UserError(
+        f"{whom()} did not come within {_GIVE_UP / 60:.0f} minutes; start the same command on every node, and see "
+        "that MASTER's port can be reached from all of them"
+    )
+
+
+def _send(connection: socket.socket, message: dict) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _read(connection: socket.socket) -> dict:
+    """One line; ValueError when it is not JSON, or the other side has closed the connection before its end."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+        more = connection.recv(4096)
+        if not more:
+            raise ValueError("closed")
+        line += more
+    return json.loads(line)
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]

@@ -1,0 +1,361 @@
+"""The launcher: what its processes are told, what it says when one fails, how nodes meet."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import paddle
+import pytest
+from conftest import assert_user_error
+from running import Run
+
+from common.errors import UserError
+from reproduce import ROOT, cli, distributed, launch, meeting
+from reproduce.meeting import Layout, meet, place_of_node
+
+
+def start(tmp_path, program, **environment):
+    """Begin `program` as two processes of the launcher."""
+    (tmp_path / "program.py").write_text(program)
+    return subprocess.Popen(
+        [sys.executable, "-m", "reproduce.launch", "program"],
+        cwd=ROOT,
+        env={**os.environ, "NPROC": "2", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_process_that_failed_first_is_shown_and_all_output_kept(tmp_path):
+    program = """
+import os, sys, time
+if os.environ["PADDLE_TRAINER_ID"] == "0":
+    print("I am waiting", flush=True)
+    time.sleep(600)
+for line in range(50):
+    print("line", line)
+sys.exit("ValueError: the reason")
+"""
+    process = start(tmp_path, program)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == "I am waiting\n"
+    shown = [line for line in err.splitlines() if line.startswith("rank 1: ")]
+    assert len(shown) == 30 and shown[-1] == "rank 1: ValueError: the reason"
+    (folder,) = tmp_path.glob("reproduce-launch-*")
+    assert err.splitlines()[-1] == (
+        "error: rank 1 of 2 failed, see above, and the others were ended; what each process wrote is in "
+        f"{folder} on {socket.gethostname()}"
+    )
+    assert "line 0\n" in (folder / "rank_1.log").read_text() and "waiting" in (folder / "rank_0.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_signals_reach_all_processes_and_a_good_end_leaves_nothing(tmp_path, number):
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+rank = os.environ["PADDLE_TRAINER_ID"]
+def note(number, frame):
+    Path({str(tmp_path)!r}, f"told_{{rank}}").touch()
+    sys.exit(0)
+signal.signal({int(number)}, note)
+print("ready", flush=True)
+if rank == "0":  # is heard only when both are ready
+    while not Path({str(tmp_path)!r}, "ready_1").exists():
+        signal.sigtimedwait([], 0.05)
+    print("both", flush=True)
+Path({str(tmp_path)!r}, f"ready_{{rank}}").touch()
+while True:
+    signal.pause()
+"""
+    process = start(tmp_path, program)
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "both\n"]
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert {path.name for path in tmp_path.glob("told_*")} == {"told_0", "told_1"}
+    assert not list(tmp_path.glob("reproduce-launch-*"))
+
+
+def test_settings_of_one_process_are_not_taken_for_the_users_by_its_children():
+    """Each computes its own number of threads, unless the user has set one; and nohup stays nohup."""
+    show = "import reproduce, signal; from reproduce.stop import SIGNALS; "
+    show += "print('OMP_NUM_THREADS' in reproduce.SET_HERE, signal.SIGHUP in SIGNALS)"
+    code = "import os, signal, subprocess, sys, reproduce\n"
+    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    code += "for more in ({}, {'OMP_NUM_THREADS': '7'}):\n"
+    code += f"    subprocess.run([sys.executable, '-c', {show!r}], env={{**os.environ, **more}})\n"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "True False\nFalse False\n", done.stderr
+
+
+def environment_of(monkeypatch, layout, number, on_gpu=False, **variables):
+    for name in ("OMP_NUM_THREADS", "GLOG_minloglevel", "GLOG_v", "NCCL_DEBUG", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return launch._environment(layout, number, on_gpu, Path("/folder"))
+
+
+def test_what_the_processes_of_two_nodes_are_told(monkeypatch):
+    layout = Layout(1, [2, 4], "10.0.0.1", 29600)
+    strays = {"MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1", "PADDLE_TRAINER_ID": "9", "PADDLE_NNODES": "7"}
+    found = environment_of(monkeypatch, layout, 3, **strays, http_proxy="http://proxy:1")
+    told = {name.removeprefix("PADDLE_"): value for name, value in found.items() if name.startswith("PADDLE_")}
+    assert (told["TRAINER_ID"], told["TRAINERS_NUM"], told["NNODES"], told["LOCAL_SIZE"]) == ("5", "6", "2", "4")
+    assert told["MASTER"] == "10.0.0.1:29600" and told["DISTRI_BACKEND"] == "gloo"
+    assert found["http_proxy"] == "http://proxy:1"  # the first one may have files to fetch
+    assert "MASTER_ADDR" not in found and "FLAGS_selected_gpus" not in found and "GLOO_SOCKET_IFNAME" not in found
+
+
+def test_each_process_has_its_gpu(monkeypatch):
+    monkeypatch.delenv("PADDLE_DISTRI_BACKEND", raising=False)
+    found = environment_of(monkeypatch, Layout.of_one_node(8), 3, on_gpu=True)
+    assert found["FLAGS_selected_gpus"] == "3" and "PADDLE_DISTRI_BACKEND" not in found
+
+
+@pytest.mark.parametrize("variable", ["NCCL_DEBUG", "GLOG_v"])
+def test_native_output_is_left_alone_where_it_is_asked_for(monkeypatch, tmp_path, capfd, variable):
+    quiet = environment_of(monkeypatch, Layout.of_one_node(2), 1)
+    assert quiet["GLOG_minloglevel"] == "2"
+    monkeypatch.setenv("PADDLE_LOG_DIR", str(tmp_path))
+
+    def write(text):
+        with distributed._native_output_aside():
+            os.write(2, text)
+
+    write(b"a list of flags\n")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(RuntimeError), distributed._native_output_aside():
+        os.write(2, b"NCCL WARN no such interface\n")
+        raise RuntimeError
+    assert capfd.readouterr().err == "NCCL WARN no such interface\n"
+    assert "GLOG_minloglevel" not in environment_of(monkeypatch, Layout.of_one_node(2), 1, **{variable: "1"})
+    write(b"NCCL INFO\n")
+    assert capfd.readouterr().err == "NCCL INFO\n"
+
+
+def test_output_of_a_process_that_aborts_while_it_connects_is_shown(tmp_path):
+    program = """
+import os
+from reproduce import distributed
+with distributed._native_output_aside():
+    os.write(2, b"terminate called after NCCL error\\n")
+    if os.environ["PADDLE_TRAINER_ID"] == "1":
+        os.abort()
+    os.read(os.pipe()[0], 1)
+"""
+    process = start(tmp_path, program)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGABRT
+    assert "rank 1: terminate called after NCCL error\nerror: rank 1 of 2 was ended by SIGABRT" in err
+
+
+def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, capsys):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setattr(distributed, "_GRACE", 0)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, stream), "reconfigure", lambda **options: None, raising=False)
+
+    def main():
+        raise RuntimeError("(External) NCCL error(2), unhandled system error.\n  [Hint: 'ncclSystemError'.]")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command(main)
+    err = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "NCCL error(2), unhandled system error" in err and "error: lost contact" in err.splitlines()[-1]
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """This process is one of two, and connecting to the other one does nothing."""
+    for name, value in {"TRAINERS_NUM": "2", "TRAINER_ID": "0", "MASTER": "127.0.0.1:1", "LOG_DIR": ""}.items():
+        monkeypatch.setenv(f"PADDLE_{name}", value)
+    monkeypatch.setenv("PADDLE_DISTRI_BACKEND", "auto")
+    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: None)
+
+
+def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
+    """As Paddle's CUDA build does: unless the backend is gloo, connecting takes the GPU."""
+    device = ["cpu"]
+
+    def init_parallel_env():
+        if os.environ["PADDLE_DISTRI_BACKEND"] != "gloo":
+            device[0] = "gpu:0"
+
+    monkeypatch.setattr(distributed.distributed, "init_parallel_env", init_parallel_env)
+    monkeypatch.setattr(paddle, "get_device", lambda: device[0])
+    distributed.start()
+    assert device == ["cpu"]
+    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: device.insert(0, "gpu:0"))
+    with pytest.raises(RuntimeError, match="Paddle took gpu:0 when the processes connected; cpu was chosen"):
+        distributed.start()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"PADDLE_TRAINERS_NUM": "abc"}, {"PADDLE_TRAINER_ID": "7"}, {"PADDLE_TRAINER_ID": "-1"}, {"PADDLE_NNODES": "x"}],
+)
+def test_stray_variables_of_another_launcher(monkeypatch, of_two, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="=".join(*variables.items())):
+        distributed.rank()
+
+
+def test_stray_variables_without_the_others_addresses(monkeypatch, of_two, command):
+    monkeypatch.delenv("PADDLE_MASTER")
+    with pytest.raises(UserError, match="PADDLE_TRAINERS_NUM=2 is set, but not where the others are"):
+        distributed.start()
+    done = command("reproduce.train", "digits", PADDLE_TRAINER_ID="7", PADDLE_TRAINERS_NUM="2")
+    assert_user_error(done, "PADDLE_TRAINER_ID=7", "NPROC=k")
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "say which node this is, NODE_RANK=0 to 1"),
+        ({"NODE_RANK": "2"}, "NODE_RANK=0 to 1"),
+        ({"NODE_RANK": "x"}, "NODE_RANK=x: must be a whole number"),
+        ({"NODE_RANK": "0"}, "MASTER=: say where"),
+        ({"NODE_RANK": "0", "MASTER": "127.0.0.1:99999999"}, "MASTER=127.0.0.1:99999999: .* port 1 to 65535"),
+        ({"NODE_RANK": "0", "MASTER": "no.such.host.invalid:1"}, "no.such.host.invalid is not known here"),
+        ({"NODE_RANK": "1", "MASTER": "localhost:29500"}, "localhost is 127.0.0.1 on node 1, which is that node"),
+    ],
+)
+def test_a_node_that_is_not_placed(monkeypatch, environment, said):
+    for name in ("NODE_RANK", "MASTER"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        place_of_node(2)
+
+
+@pytest.mark.parametrize("wished", ["many", "0", "-1", "9"])
+def test_numbers_of_processes_that_make_no_sense(monkeypatch, wished):
+    monkeypatch.setenv("NPROC", wished)
+    with pytest.raises(UserError, match=f"NPROC={wished}"):
+        launch._processes(gpus=8)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def all_meet(*nodes):
+    """What `meet` gives, or raises, for each (node, nodes, processes); all at the same time."""
+    port, found = free_port(), [None] * len(nodes)
+
+    def run(index, node, of, local):
+        try:
+            found[index] = meet(node, of, "127.0.0.1", port, local)
+        except UserError as error:
+            found[index] = str(error)
+
+    threads = [threading.Thread(target=run, args=(index, *node)) for index, node in enumerate(nodes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
+    found = all_meet((2, 3, 1), (0, 3, 4), (1, 3, 2))
+    assert [layout.processes for layout in found] == [[4, 2, 1]] * 3
+    assert [layout.node for layout in found] == [2, 0, 1] and len({layout.port for layout in found}) == 1
+
+
+def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
+    monkeypatch.setattr(meeting, "_SAY_EVERY", 1)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    found = all_meet((0, 3, 1), (1, 3, 1))
+    assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
+    assert "still waiting for node 2\n" in capsys.readouterr().out
+
+
+def test_nodes_that_contradict_each_other(monkeypatch):
+    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    found = all_meet((0, 3, 1), (1, 3, 1), (1, 3, 1), (1, 2, 1))
+    assert "NNODES=2, NODE_RANK=1: the first node has NNODES=3" in found[3]
+    assert any("another node came with the same number" in said for said in found[1:3])
+
+
+def test_whoever_else_calls_is_not_a_node(monkeypatch):
+    """A port scanner, a browser: closed at once, and the nodes meet."""
+    received, port = [], free_port()
+    first = threading.Thread(target=lambda: received.append(meet(0, 2, "127.0.0.1", port, 1)))
+    first.start()
+    for text in (b"GET / HTTP/1.0\r\n\r\n", b"[]\n", b"\n", b'{"node": 1}\n', b""):
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", port)) as caller:
+                    caller.sendall(text)
+                break
+            except ConnectionRefusedError:
+                continue
+    assert meet(1, 2, "127.0.0.1", port, 5).processes == [1, 5]
+    first.join(60)
+    assert received[0].processes == [1, 5]
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="cannot listen there"):
+        meet(0, 2, "127.0.0.1", server.getsockname()[1], 1)
+
+
+def test_missing_streams_of_python(tmp_path):
+    for streams, arguments, code in ((">&- 2>&-", "--list", 0), ("2>&-", "digits --seed -1", 2)):
+        line = f'exec "{sys.executable}" -m reproduce.train {arguments} <&- {streams}'
+        assert subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True).returncode == code
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A stand-in for ImageNet: two classes of six small pictures."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for part, number in (("train", 6), ("val", 3)):
+        for shade, name in ((40, "dark"), (200, "light")):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(number):
+                Image.new("RGB", (20, 20), (shade, shade + index, shade)).save(folder / part / name / f"{index}.png")
+    return folder
+
+
+def test_picture_folders_with_several_processes_and_decoders(tmp_path, pictures):
+    run = Run(
+        tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, "--workers", 2, "--batch_size", 4,
+        "--num_steps", 3, "--warmup_steps", 1, "--eval_every", 0, "--validation_per_class", 1, processes=2,
+        PYTHON=sys.executable,
+    )  # fmt: skip
+
+    def script(*words):
+        done = subprocess.run(["bash", *map(str, words)], cwd=ROOT, env=run.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    script("run_train.sh", *run.arguments)
+    out = script("run_eval.sh", run.saved / "last.pdparams", "--data_dir", pictures, "--workers", 2)
+    assert '"total": 6' in out.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_host_name_that_does_not_resolve_matters_to_nobody_on_one_node(tmp_path):
+    run = Run(tmp_path, "digits", "--num_steps", 2, "--warmup_steps", 1, "--eval_every", 0, processes=2)
+    words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *run.arguments]
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname no-such-host && exec "$@"', "sh", *words]
+    if subprocess.run(["unshare", "--uts", "hostname", "x"], capture_output=True).returncode:
+        pytest.skip("renaming the host for a process needs root")
+    done = subprocess.run(renamed, cwd=ROOT, env=run.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
