@@ -35,7 +35,8 @@ def commands(page):
 
 def numbers(page):
     """Those of each row of the tables, in order of size, as languages order words differently."""
-    return [sorted(re.findall(r"\d[\d.,]*\d|\d", line)) for line in text(page).splitlines() if line.startswith("| ")]
+    rows = re.findall(r"^\|.*$(?!\n\|[ -]+\|)", text(page), re.MULTILINE)  # without headings
+    return [sorted(re.findall(r"\d[\d.,]*\d|\d", row)) for row in rows]
 
 
 @pytest.mark.parametrize("page", READMES)
