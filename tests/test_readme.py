@@ -1,6 +1,5 @@
-"""The figures in the READMEs are those of the logs, and the released weights are what they say."""
+"""The pages say what the logs and the code say, in both languages, and their links lead somewhere."""
 
-import csv
 import functools
 import hashlib
 import json
@@ -12,22 +11,78 @@ from reproduce import ROOT
 from reproduce.recipes import RECIPES
 
 READMES = ("README.md", "README_cn.md")
+PAGES = [*READMES, "logs/README.md", "checkpoints/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+LARGEST = 12 * 1024  # bytes of a README
 
 
-def text(name):
-    return (ROOT / name).read_text()
+def text(page):
+    return (ROOT / page).read_text()
 
 
 def result(run):
-    return json.loads(text(f"logs/evidence/{run}/run.json"))
+    return json.loads(text(f"logs/{run}/run.json"))["result"]
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_the_quick_start_promises_what_is_on_record(readme):
-    """The result tables have a test of their own: tests/reproduce/test_report.py."""
-    quick_start, rest = text(readme).split("results:begin")
-    for part in (quick_start, rest.split("results:end")[1]):  # the second is about the released weights
-        assert f"{100 * result('digits')['result']['best']['test']['accuracy']:.2f} %" in part
+def code_blocks(page):
+    return re.findall(r"^```\w*\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """The lines of all code blocks without their comments, which are translated."""
+    lines = [line.split(" #")[0].rstrip() for block in code_blocks(page) for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def numbers(page):
+    """Those of each row of the tables, in order of size, as languages order words differently."""
+    rows = re.findall(r"^\|.*$(?!\n\|[ -]+\|)", text(page), re.MULTILINE)  # without headings
+    return [sorted(re.findall(r"\d[\d.,]*\d|\d", row)) for row in rows]
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_answer_stands_first_and_the_page_is_short(page):
+    lines = text(page).splitlines()
+    assert len(text(page).encode()) <= LARGEST
+    assert "93.29" in lines[4] and "GPU" in lines[4] and "KL" in lines[4]  # the status sentence
+    first = text(page).split("<!-- table first -->")[1].split("<!-- end of table -->")[0]
+    assert {line.count("|") for line in first.splitlines() if line} == {6}  # 5 columns
+    assert text(page).index("<!-- table first -->") < text(page).index("\n## ")
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_two_commands_promise_what_is_on_record(page):
+    section = text(page).split("\n## ")[1]
+    digits = result("evidence/digits")
+    for weights in ("best", "last"):
+        assert f"{100 * digits[weights]['test']['accuracy']:.2f} %" in section
+
+
+def test_both_readmes_have_the_same_commands_and_numbers():
+    assert commands(READMES[0]) == commands(READMES[1])
+    assert numbers(READMES[0]) == numbers(READMES[1])
+    assert text(READMES[0]).count("\n## ") == text(READMES[1]).count("\n## ")
+
+
+def test_the_recipe_table_has_every_recipe_and_its_strength():
+    rows = [line.split("|")[1:4] for line in text("README.md").split("## Recipes")[1].split("\n\n")[1].splitlines()]
+    found = {}
+    for names, _, strengths in rows[2:]:
+        names, strengths = re.findall(r"`(\w+)`", names), [cell.strip() for cell in strengths.split(",")]
+        found.update(zip(names, strengths * len(names), strict=False))
+    expected = {
+        name: "-" if recipe.num_views == 1 else f"{recipe.alpha:g} x {recipe.kl_sum_over}"
+        for name, recipe in RECIPES.items()
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("page", ("README.md", *(page for page in PAGES if page.startswith("docs/"))))
+def test_recipes_and_modules_that_commands_name_are_there(page):
+    for line in commands(page):
+        if recipe := re.match(r"(?:\w+=\S+ )*bash run_train\.sh (\w+)", line):
+            assert recipe[1] in RECIPES, line
+        if module := re.search(r"-m (reproduce|tests)\.([\w.]+)", line):
+            assert (ROOT / module[1] / f"{module[2].replace('.', '/')}.py").exists(), line
 
 
 def test_every_run_on_record_is_finished_and_of_a_commit():
@@ -39,21 +94,6 @@ def test_every_run_on_record_is_finished_and_of_a_commit():
         assert (path.parent / "metrics.jsonl").exists() and (path.parent / "predictions.npz").exists(), path
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_alignment_figures_are_those_of_the_report(readme):
-    largest = {}
-    with open(ROOT / "logs" / "alignment" / "differences.csv") as file:
-        for row in csv.DictReader(file):
-            assert row["passed"] == "True", row
-            key = row["stage"], row["dtype"]
-            largest[key] = max(largest.get(key, 0.0), float(row["mean"]))
-    table = {line.split("|")[1].strip(): line for line in text(readme).splitlines() if line.count("|") == 5}
-    stages = {"forward": "前向", "metric": "指标", "loss": "损失", "backward": "反向", "training": "训练"}
-    for (stage, dtype), value in largest.items():
-        line = table[stages[stage] if readme.endswith("_cn.md") else stage]
-        assert f"{value:.1e}" in line.split("|")[3 if dtype == "float32" else 4], (stage, dtype)
-
-
 def test_released_weights_give_the_figure_to_the_last_digit(command):
     weights = ROOT / "checkpoints" / "digits.pdparams"
     assert weights.stat().st_size < 1_000_000
@@ -61,54 +101,26 @@ def test_released_weights_give_the_figure_to_the_last_digit(command):
     done = command("reproduce.evaluate")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    expected = result("digits")["result"]["best"]["test"]
-    assert {key: found[key] for key in ("correct", "total", "accuracy")} == {
-        key: expected[key] for key in ("correct", "total", "accuracy")
-    }
+    expected = result("evidence/digits")["best"]["test"]
+    for key in ("correct", "total", "accuracy"):
+        assert found[key] == expected[key]
     assert found["nll"] == pytest.approx(expected["nll"], rel=1e-4)  # another processor rounds otherwise
 
 
-@pytest.mark.parametrize("readme", ("README.md", "README_cn.md"))
-def test_the_growth_stage_figures_are_those_of_the_logs(readme):
-    rows = [line for line in text(readme).splitlines() if line.startswith("| [`growth_stages")]
+def test_the_growth_stage_figures_are_those_of_the_logs():
+    rows = [line for line in text("docs/two_networks.md").splitlines() if line.startswith("| [`growth_stages")]
     assert len(rows) == 4
     for row in rows:
-        folder = re.search(r"\(logs/(growth_stages/\w+)\)", row)[1]
-        last = json.loads(text(f"logs/{folder}/run.json"))["result"]["last"]
+        last = result(re.search(r"\(\.\./logs/(growth_stages/\w+)\)", row)[1])["last"]
         networks = [last.get(f"test_{which}") for which in ("first", "second")] + [last["test"]]
         cells = [f"{100 * found['accuracy']:.2f}" if found else "-" for found in networks]
         assert [cell.strip() for cell in row.split("|")[3:7]] == [*cells, f"{last['test']['nll']:.3f}"]
 
 
-@pytest.mark.parametrize(("recipe", "folder"), [("cifar100_vit_ti16", "rate"), ("cifar100_vit_ti16_few", "few_rate")])
-def test_the_rate_of_the_recipe_is_the_best_of_those_tried(recipe, folder):
-    found = {}
-    for line in text("logs/tuning/README.md").splitlines():
-        if row := re.match(rf"\| (?:\*\*)?\[[\d.]+\]\(({folder}_([\d.]+))\)", line):
-            header = json.loads(text(f"logs/tuning/{row[1]}/run.json"))["recipe"]
-            assert header["learning_rate"] == float(row[2]) and header["num_views"] == 1
-            assert header["train_per_class"] == RECIPES[recipe].train_per_class
-            records = [json.loads(record) for record in text(f"logs/tuning/{row[1]}/metrics.jsonl").splitlines()]
-            last = [record for record in records if "validation/accuracy" in record][-1]
-            cells = f"{100 * last['validation/accuracy']:.1f}", f"{last['validation/nll']:.3f}"
-            assert [cell.strip(" *") for cell in line.split("|")[2:4]] == list(cells)
-            found[float(row[2])] = last["validation/accuracy"]
-    assert len(found) == 4 and max(found, key=found.get) == RECIPES[recipe].learning_rate
-
-
-@pytest.mark.parametrize(
-    ("readme", "all_hours"), [("README.md", "all five {:.0f}."), ("README_cn.md", "五个共 {:.0f} 小时")]
-)
-def test_the_hours_to_close_the_gap_are_those_of_the_estimate(readme, all_hours):
-    row = next(line for line in text(readme).splitlines() if line.startswith("| A100, bf16 "))
-    rdrop = float(row.split("|")[4])  # at 40 % of the peak
-    assert f" {rdrop} + {rdrop / 2:.1f} " in text(readme)
-    assert all_hours.format(5 * 1.5 * rdrop) in text(readme)
-
-
-@pytest.mark.parametrize("page", [*READMES, "logs/README.md", "logs/tuning/README.md", "checkpoints/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_within_the_project_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", text(page)):
+        assert "\n" not in target
         if "://" not in target:
             path, _, anchor = target.partition("#")
             file = (ROOT / page).parent / path if path else ROOT / page
