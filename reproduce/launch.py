@@ -24,9 +24,8 @@ import paddle
 from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
-from reproduce.cli import has_gpu, run_command
+from reproduce.cli import SIGNALS, has_gpu, run_command
 from reproduce.meeting import Layout, meet, number_from, place_of_node
-from reproduce.cli import SIGNALS
 
 _ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr
 _LAST_LINES = 30  # of the process that failed

@@ -84,7 +84,7 @@ while True:
 
 def test_settings_of_one_process_are_not_taken_for_the_users_by_its_children():
     """Each computes its own number of threads, unless the user has set one; and nohup stays nohup."""
-    show = "import reproduce, signal; from reproduce.stop import SIGNALS; "
+    show = "import reproduce, signal; from reproduce.cli import SIGNALS; "
     show += "print('OMP_NUM_THREADS' in reproduce.SET_HERE, signal.SIGHUP in SIGNALS)"
     code = "import os, signal, subprocess, sys, reproduce\n"
     code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
