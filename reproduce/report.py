@@ -417,8 +417,11 @@ _WHO = {
     "ours": "here, R-Drop",
     "ours_baseline": "here, one view",
     "pytorch": "PyTorch (timm)",
-    "seed_like": "plain Paddle, its own settings",
+    "port": "plain Paddle, its own settings",
+    "port_tuned": "plain Paddle, our settings",
+    "seed_like": "plain Paddle, its own settings",  # what records until November 2026 call the port
     "seed_like_tuned": "plain Paddle, our settings",
+    "against": "here, an earlier commit",
     "paddle_vision": "paddle.vision",
     "pillow": "Pillow and NumPy",
 }
