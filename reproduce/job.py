@@ -135,9 +135,9 @@ def finish(job: Job) -> None:
     """Draw the curves and say where everything is."""
     if not distributed.is_main():
         return
-    from reproduce import plot  # here, as pandas, SciPy and matplotlib cost the start of a run a second
+    from reproduce import curves  # here, as matplotlib costs the start of a run a second
 
-    picture = plot.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
+    picture = curves.draw_run(job.out / "logs" / job.run, job.out / "images" / f"{job.run}.png")
     best, last = job.result.get("best"), job.result["last"]
     weights = job.out / "checkpoints" / job.run / ("best.pdparams" if best else "last.pdparams")
     if best:
