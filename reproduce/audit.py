@@ -358,7 +358,9 @@ def write_record(runs: pd.DataFrame, accuracy: pd.DataFrame, folder: Path = FOLD
 def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
     """The tables that `write_record` wrote, by name. Raises UserError for a file that is missing or not whole."""
     try:
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("runs", "claims", "accuracy")}
+        tables = {
+            name: pd.read_csv(folder / f"{name}.csv", dtype={"run": str}) for name in ("runs", "claims", "accuracy")
+        }
         tables["runs"]["best"], tables["claims"]["reached"], tables["accuracy"]["mean"]
     except (OSError, ValueError, KeyError) as problem:
         raise UserError(

@@ -30,11 +30,16 @@ COLOURS = {
 }
 
 
-def panels(names, width: float = 4.3, height: float = 3.6):
-    """A figure with a panel for each name, and name -> axes."""
+def panels(names, width: float = 5.0, height: float = 3.2):
+    """A figure with a panel for each name, at most two side by side, and name -> axes."""
     names = list(names)
-    figure = Figure(figsize=(width * len(names), height), layout="constrained")
-    return figure, dict(zip(names, figure.subplots(1, len(names), squeeze=False)[0], strict=True))
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for spare in list(axes)[len(names) :]:
+        spare.remove()
+    return figure, dict(zip(names, axes, strict=False))
 
 
 def draw_kl_question(runs: pd.DataFrame) -> Figure:
@@ -72,6 +77,7 @@ def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1.0) ->
         axes[study].plot(own["step"], scale * own["value"], color=COLOURS[arm], label=STUDIES[study].arms[arm])
     for study, panel in axes.items():
         panel.set(title=STUDIES[study].title, xlabel="update", ylabel=label)
+        panel.set_ylim(top=min(100, panel.get_ylim()[1]))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
     return figure
@@ -80,19 +86,19 @@ def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1.0) ->
 def draw_kl(runs: pd.DataFrame) -> Figure:
     """KL between the two views over the updates. The arm without the KL term has it recorded too."""
     two_views = runs[~runs["arm"].str.startswith("baseline")]
-    figure = draw_curves(two_views, "train/kl", "KL of the two views, nats (training batches)")
+    figure = draw_curves(two_views, "train/kl", "KL of the two views, nats")
     for panel in figure.axes:
         panel.set_ylim(bottom=0)
     return figure
 
 
 def draw_accuracy(runs: pd.DataFrame) -> Figure:
-    return draw_curves(runs, "validation/accuracy", "validation top-1, % (held-out training images)", 100)
+    return draw_curves(runs, "validation/accuracy", "validation top-1, %", 100)
 
 
 def draw_reliability(runs: pd.DataFrame) -> Figure:
     """Accuracy against confidence on the test images, the seeds of an arm together: one view, two views, R-Drop."""
-    figure, axes = panels(runs["study"].unique(), 3.6)
+    figure, axes = panels(runs["study"].unique(), 4, 3.8)
     for study, panel in axes.items():
         panel.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1, label="calibrated")
         for arm in ("baseline", "two_views", STUDIES[study].rdrop):

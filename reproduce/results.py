@@ -286,7 +286,8 @@ def tuning(logs: Path = LOGS) -> pd.DataFrame:
     """The runs that chose the learning rates, logs/tuning/[STUDY_][ARM_]rate_RATE.
 
     Columns folder, study, arm, recipe, steps, rate, and accuracy and nll of the last weights on held-out training
-    images; chosen is True for the highest accuracy of its study and arm, of equal ones for the lowest NLL.
+    images; chosen is True for the highest accuracy of several rates of an arm, of equal ones for the
+    lowest NLL.
     """
     rows = []
     for run in find_runs(logs, ("tuning",)).to_dict("records"):
@@ -309,7 +310,8 @@ def tuning(logs: Path = LOGS) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=("folder", "study", "arm", "steps", "rate", "accuracy", "nll"))
     ranked = table.sort_values(["accuracy", "nll"], ascending=[False, True])
     best = ranked.groupby(["study", "arm"]).head(1).index
-    table["chosen"] = table.index.isin(best)
+    several = table.groupby(["study", "arm"])["rate"].transform("size") > 1
+    table["chosen"] = table.index.isin(best) & several
     return table.sort_values(["study", "arm", "rate"], ignore_index=True)
 
 
