@@ -20,17 +20,28 @@ from reproduce.recipes import get_recipe
 NO_DROPOUT = ("--dropout", 0)
 
 
+class Requests:
+    """Stands for 50 images and gives back what is asked of them."""
+
+    def __len__(self):
+        return 50
+
+    def stream(self, requests, *settings):
+        return requests
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
 def test_samples_and_crops_do_not_depend_on_the_processes(monkeypatch, processes, micro_batch_size):
-    recipe = get_recipe("digits", batch_size=20, num_steps=9, micro_batch_size=20)
-    whole = list(train.requests(recipe, 50, 1))
-    recipe = get_recipe("digits", batch_size=20, num_steps=9, micro_batch_size=micro_batch_size)
+    recipe = get_recipe("digits", batch_size=20, num_steps=9)
+    whole = list(train.micro_batches(recipe, Requests(), 1, 20))
+    assert len(whole) == 9
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", str(processes))
     found = []
     for rank in range(processes):
         monkeypatch.setenv("PADDLE_TRAINER_ID", str(rank))
-        own, number = list(train.requests(recipe, 50, 1)), len(train.micro_batches(recipe))
+        own = list(train.micro_batches(recipe, Requests(), 1, micro_batch_size))
+        number = len(train.pieces_of_a_batch(recipe, micro_batch_size))
         assert len(own) == 9 * number and max(len(samples) for samples, _ in own) <= micro_batch_size
         found.append([own[number * step : number * (step + 1)] for step in range(9)])
     for step, (samples, draws) in enumerate(whole):

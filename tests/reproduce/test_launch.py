@@ -179,7 +179,7 @@ def of_two(monkeypatch):
     for name, value in {"TRAINERS_NUM": "2", "TRAINER_ID": "0", "MASTER": "127.0.0.1:1", "LOG_DIR": ""}.items():
         monkeypatch.setenv(f"PADDLE_{name}", value)
     monkeypatch.setenv("PADDLE_DISTRI_BACKEND", "auto")
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: None)
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: None)
 
 
 def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
@@ -190,11 +190,11 @@ def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
         if os.environ["PADDLE_DISTRI_BACKEND"] != "gloo":
             device[0] = "gpu:0"
 
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", init_parallel_env)
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", init_parallel_env)
     monkeypatch.setattr(paddle, "get_device", lambda: device[0])
     distributed.start()
     assert device == ["cpu"]
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: device.insert(0, "gpu:0"))
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: device.insert(0, "gpu:0"))
     with pytest.raises(RuntimeError, match="Paddle took gpu:0 when the processes connected; cpu was chosen"):
         distributed.start()
 
