@@ -344,7 +344,7 @@ def read_predictions(run: Path) -> pd.DataFrame:
                 {
                     "label": file["labels"],
                     "predicted": file["top5"][:, 0],
-                    "confidence": file["confidence"],
+                    "confidence": file["confidence"].astype(float),
                     "nll": file["nll"],
                 }
             )
