@@ -25,7 +25,7 @@ from reproduce.cli import Parser, parse, run_command, say
 from reproduce.results import STUDIES
 from reproduce.run_log import read_metrics
 
-PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md")
+PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
 END = "<!-- end of table -->"
 _MARKER = re.compile(r"^<!-- table (.*?) -->$", re.MULTILINE)
 _SPEED = "train/images_per_second"  # what two runs with the same numbers record differently
