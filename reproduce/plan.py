@@ -193,14 +193,15 @@ def activation_bytes(config: Config, precision: str, fused: bool, recompute: boo
         return sum(activation_bytes(each, precision, fused, recompute) for each in (config.first, config.second))
     if not isinstance(config, ViTConfig):
         return 4 * _measured(config)[2]
-    block = _block_bytes(config, precision, fused)
+    block = block_bytes(config, precision, fused)
     first_and_last = 4 * (4 * config.tokens * config.width + 3 * config.image_size**2)  # there the class token alone
     if recompute:
         return 4 * config.depth * config.tokens * config.width + block + first_and_last
     return (config.depth - 1) * block + first_and_last
 
 
-def _block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
+def block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
+    """What a block keeps of one image, its input included."""
     t, d, m = config.tokens, config.width, config.mlp_width
     masks = t * m + t * d if config.dropout else 0  # a byte a number
     weights = config.heads * t * t

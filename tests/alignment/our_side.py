@@ -18,6 +18,7 @@ from models.fast_cpu import speed_up
 from models.weights import load_pretrained, model_from_file
 from reproduce import ROOT
 from reproduce.evaluate import evaluate
+from reproduce.job import Job
 from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 
@@ -136,6 +137,7 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         warmup_steps=WARMUP,
         eval_every=0,
         save_every=UPDATES,
+        precision="fp32",
     )
     run = Run()
 
@@ -167,19 +169,21 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         model.to(dtype=dtype)
         return lines
 
-    def accumulate_observed(*arguments):
-        parts = accumulate(*arguments)
-        run.losses.append(parts["loss"])
-        return parts
+    trained = []  # the network
 
-    def apply_observed(recipe, model, *arguments):
+    def add_gradients_observed(recipe, model, *arguments):
+        trained[:] = [model]
+        sums = add_gradients(recipe, model, *arguments)
+        run.losses.append(sums.numpy()[0])
         if len(run.gradients) < GRADIENT_UPDATES:
             run.gradients.append(gradients_of(model))
-        norm = apply(recipe, model, *arguments)
-        run.weights.append(weights_of(model))
-        return norm
+        return sums
 
-    accumulate, apply = product.accumulate_gradients, product.apply_gradients
+    def apply_observed(*arguments):
+        apply(*arguments)
+        run.weights.append(weights_of(*trained))
+
+    add_gradients, apply = product.add_gradients, product.apply_gradients
     with (
         mock.patch.dict(models.MODELS, alignment=NETWORK),
         mock.patch.multiple(
@@ -187,12 +191,12 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
             load_dataset=load_dataset_observed,
             build=build_replaying,
             load_pretrained=load_pretrained_cast,
-            accumulate_gradients=accumulate_observed,
+            add_gradients=add_gradients_observed,
             apply_gradients=apply_observed,
         ),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         default_dtype(dtype),  # of what the optimizer makes: its rate and its velocities
     ):
-        product.train(recipe, "alignment", out)
+        product.train(Job(recipe, "alignment", out))
     return run
