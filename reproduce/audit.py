@@ -45,28 +45,6 @@ REPOSITORIES = {
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A published top-1 in % on the 10,000 test images of CIFAR-100."""
-
-    repository: str
-    percent: float
-    what: str
-    moment: str = "best"  # of the evaluations of a run, or the one at its "end"
-
-
-CLAIMS = (
-    Claim(ZBP, 93.92, "best accuracy in the training job (README)"),
-    Claim(ZBP, 93.44, "saved weights on one card (README)"),
-    Claim(ZBP, 93.84, "best accuracy in the training job (AI Studio project 2294463)"),
-    Claim(ZBP, 93.48, "saved weights on one card (AI Studio project 2294463)"),
-    Claim(ZBP, 93.29, "the paper's accuracy at the end of training (README)", "end"),
-    Claim(ZPC, 92.71, "best accuracy (README)"),
-    Claim(ZPC, 92.65, "best accuracy (README)"),
-    Claim(ZPC, 92.66, "best accuracy (README)"),
-)
-
-
-@dataclass(frozen=True)
 class Options:
     accuracy_tag: str = "test/accuracy"  # shares of 1, or percentages
     rate_tag: str = ""  # "": the first scalar whose name says learning rate
@@ -310,64 +288,59 @@ def describe_schedule(rates: pd.Series) -> str:
 
 
 def judge(runs: pd.DataFrame, test_images: int = 10_000) -> pd.DataFrame:
-    """CLAIMS whose repository has logs in `runs`: repository, percent, what, moment, supported, reached, rests_on.
+    """The claims in logs/published/claims.csv whose repository has logs in `runs`, with three columns more.
 
     supported: "yes" where a run has just that value on the whole test set, "no" where none reaches it, else "cannot
-    tell". reached: the highest value on the whole test set. rests_on: the share of one process that has the value.
+    tell". reached: the highest value on the whole test set, in %. rests_on: the one process that has the value.
     """
-    rows = []
-    for claim in CLAIMS:
-        own = runs[runs["repository"] == claim.repository]
-        if own.empty:
-            continue
-        whole = own[own["test_images"] == test_images]
-        values = whole["last" if claim.moment == "end" else "best"].round(2)
-        if (values == claim.percent).any():
-            supported = "yes"
-        else:
-            supported = "cannot tell" if values.empty or values.max() > claim.percent else "no"
-        parts = own[(own["processes"] > 1) & (own["best_value"].round(2) == claim.percent)]
-        rests_on = [
-            f"one of {run.processes} processes, {run.images_per_value:,} images, step {run.best_value_step:,}"
-            for run in parts.itertuples()
-        ]
-        rows.append(
-            {
-                "repository": claim.repository,
-                "percent": claim.percent,
-                "what": claim.what,
-                "moment": claim.moment,
-                "supported": supported,
-                "reached": values.max(),
-                "rests_on": "; ".join(rests_on),
-            }
-        )
-    return pd.DataFrame(rows, columns=("repository", "percent", "what", "moment", "supported", "reached", "rests_on"))
+    claims = _read(FOLDER / "claims.csv")
+    claims = claims[claims["repository"].isin(runs["repository"])]
+    found = [_judge(claim, runs[runs["repository"] == claim.repository], test_images) for claim in claims.itertuples()]
+    return claims.assign(**pd.DataFrame(found, claims.index, ["supported", "reached", "rests_on"]))
+
+
+def _judge(claim, runs: pd.DataFrame, test_images: int) -> tuple[str, float, str]:
+    values = runs[runs["test_images"] == test_images]["last" if claim.moment == "end" else "best"].round(2)
+    supported = "no"
+    if (values == claim.percent).any():
+        supported = "yes"
+    elif values.empty or values.max() > claim.percent:
+        supported = "cannot tell"
+    parts = runs[(runs["processes"] > 1) & (runs["best_value"].round(2) == claim.percent)]
+    rests_on = [
+        f"one of {run.processes} processes, {run.images_per_value:,} images, step {run.best_value_step:,}"
+        for run in parts.itertuples()
+    ]
+    return supported, values.max(), "; ".join(rests_on)
 
 
 # ---- logs/published
 
 
 def write_record(runs: pd.DataFrame, accuracy: pd.DataFrame, folder: Path = FOLDER) -> None:
-    """Write runs.csv, claims.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
-    for name, table in (("runs", runs), ("claims", judge(runs)), ("accuracy", accuracy)):
+    """Write runs.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
+    for name, table in (("runs", runs), ("accuracy", accuracy)):
         with atomic_write(folder / f"{name}.csv", "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")
 
 
 def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
-    """The tables that `write_record` wrote, by name. Raises UserError for a file that is missing or not whole."""
+    """runs and accuracy, as `write_record` wrote them, and literature: what others report, written by hand.
+
+    Raises UserError for a file that is missing or not whole.
+    """
+    return {name: _read(folder / f"{name}.csv") for name in ("runs", "accuracy", "literature")}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table of logs/published; empty cells are empty texts, figures from the literature keep their digits."""
     try:
-        tables = {
-            name: pd.read_csv(folder / f"{name}.csv", dtype={"run": str}) for name in ("runs", "claims", "accuracy")
-        }
-        tables["runs"]["best"], tables["claims"]["reached"], tables["accuracy"]["mean"]
-    except (OSError, ValueError, KeyError) as problem:
+        return pd.read_csv(path, dtype={"run": str, "top1": str}, keep_default_na=False)
+    except (OSError, ValueError) as problem:
         raise UserError(
-            f"{folder}: the record of the published logs is not whole ({problem}); write it again with "
-            "python -m reproduce.audit FOLDER --record"
+            f"{path}: the record of the published logs is not whole ({problem}); write it again with "
+            "python -m reproduce.audit FOLDER --record, or take it from git"
         ) from None
-    return tables
 
 
 def main(argv=None) -> None:
@@ -392,7 +365,7 @@ def main(argv=None) -> None:
         if not runs["repository"].all():
             raise UserError("--record is for the logs whose repositories are known; leave the others out")
         write_record(runs, accuracy)
-        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, claims.csv, accuracy.csv")
+        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, accuracy.csv")
 
 
 def _print_run(run: dict, test_images: int) -> None:

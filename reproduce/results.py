@@ -27,16 +27,14 @@ from reproduce.run_log import read_metrics
 LOGS = ROOT / "logs"
 CITED = ("evidence", "study")  # folders of logs/ whose runs READMEs and docs show; all others are their user's own
 MEASURES = ("accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last")
+COUNTS = ("test_images", "correct", "correct_last")
 BINS = 15  # of confidence, as in evaluate.py
-# Settings that do not change what a run means, and those that have no meaning with one view.
-_NOT_MEANT = (
-    "name",
-    "summary",
-    "seed",
+# Settings that do not define a run: what it is called, where it is computed, options of earlier commits. Those of two
+# views have no meaning with one.
+_LABELS = ("name", "summary", "seed")
+_HARDWARE = (
     "micro_batch_size",
     "recompute",
-    "fused",
-    "resident",
     "eval_batch_size",
     "device",
     "workers",
@@ -44,6 +42,7 @@ _NOT_MEANT = (
     "save_every",
     "log_every",
 )
+_GONE = ("fused", "resident")
 _OF_TWO_VIEWS = ("alpha", "kl_sum_over", "loss_form", "views_split_at")
 
 
@@ -89,6 +88,11 @@ STUDIES = {
 }
 
 
+def printable(text: str) -> str:
+    """Text from a file for a screen or a page: control characters and line breaks are shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 # ---- runs
 
 
@@ -107,21 +111,7 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-_COLUMNS = (
-    "name",
-    "path",
-    "recipe",
-    "settings",
-    "dataset",
-    "seed",
-    "seconds",
-    "threads",
-    "command",
-    "test_images",
-    "correct",
-    "correct_last",
-    *MEASURES,
-)
+_COLUMNS = ("name", "path", "recipe", "settings", "seed", "seconds", "threads", "command", *COUNTS, *MEASURES)
 
 
 def _row(path: Path, logs: Path) -> dict | None:
@@ -139,7 +129,6 @@ def _row(path: Path, logs: Path) -> dict | None:
             "path": path.parent,
             "recipe": recipe["name"],
             "settings": recipe,
-            "dataset": recipe["dataset"],
             "seed": int(recipe["seed"]),
             "seconds": float(header["seconds"]),
             "threads": int(machine["settings"]["OMP_NUM_THREADS"].split(",")[0]),  # "4,2" is of nested loops
@@ -147,8 +136,7 @@ def _row(path: Path, logs: Path) -> dict | None:
             "test_images": int(best["total"]),
             "correct": int(best["correct"]),
             "correct_last": int(last["correct"]),
-            **{name: float(best[name]) for name in ("accuracy", "nll", "ece")},
-            **{f"{name}_last": float(last[name]) for name in ("accuracy", "nll", "ece")},
+            **{name: float((last if name.endswith("_last") else best)[name.split("_")[0]]) for name in MEASURES},
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         detail = f"it has no {problem}" if isinstance(problem, KeyError) else (str(problem).splitlines() or ["odd"])[0]
@@ -157,7 +145,7 @@ def _row(path: Path, logs: Path) -> dict | None:
 
 def meaning(recipe: dict) -> dict:
     """The recorded settings that define a run, but for its seed."""
-    left_out = {*_NOT_MEANT, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
+    left_out = {*_LABELS, *_HARDWARE, *_GONE, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
     found = {name: value for name, value in recipe.items() if name not in left_out}
     files = {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
     return found | files  # the same file may lie elsewhere
@@ -219,8 +207,8 @@ def arms(runs: pd.DataFrame) -> pd.DataFrame:
     for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
         row = {"study": study, "arm": arm, "label": STUDIES[study].arms[arm], "n": len(own)}
         row["seconds"] = own["seconds"].mean()
-        rows.append(row | _means(own[list(MEASURES)]))
-    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *_with_halves()))
+        rows.append(row | means(own))
+    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *with_halves()))
 
 
 def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
@@ -236,15 +224,17 @@ def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
         for arm, table in tables.items():
             pairs = table.sub(reference).dropna() if reference is not None else table[:0]
             if len(pairs):
-                rows.append({"study": study, "arm": arm, "n": len(pairs)} | _means(pairs))
-    return pd.DataFrame(rows, columns=("study", "arm", "n", *_with_halves()))
+                rows.append({"study": study, "arm": arm, "n": len(pairs)} | means(pairs))
+    return pd.DataFrame(rows, columns=("study", "arm", "n", *with_halves()))
 
 
-def _with_halves() -> list[str]:
+def with_halves() -> list[str]:
+    """The columns of `means`."""
     return [name for measure in MEASURES for name in (measure, f"{measure}_half")]
 
 
-def _means(values: pd.DataFrame) -> dict:
+def means(values: pd.DataFrame) -> dict:
+    """Mean and half width of each of MEASURES; NaN where there are no values."""
     found = {}
     for measure in MEASURES:
         found[measure] = values[measure].mean()
@@ -377,7 +367,7 @@ def main(argv=None) -> None:
     runs = find_runs(folder)
     if runs.empty:
         raise UserError(f"{folder}: no finished run in it; train one with bash run_train.sh")
-    shown = runs[["name", "recipe", "seed", "test_images", "correct", "correct_last", *MEASURES]]
+    shown = runs[["name", "recipe", "seed", *COUNTS, *MEASURES]]
     print(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
 
 

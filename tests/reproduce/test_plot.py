@@ -53,7 +53,7 @@ def test_the_published_figure_has_every_mean_and_the_span_of_processes():
 
 
 def test_without_the_record_of_the_published_logs_one_line_says_so(tmp_path):
-    with pytest.raises(UserError, match=r"published: the record .* python"):
+    with pytest.raises(UserError, match=r"csv: the record .* python"):
         plot.main(["--logs", str(tmp_path), "--images", str(tmp_path / "images")])
 
 

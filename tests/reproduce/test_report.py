@@ -120,10 +120,10 @@ def test_a_tampered_record_puts_neither_markup_nor_programs_on_a_page(project):
     assert "--seed N" in row and text.count("\n#") == 0
 
 
-@pytest.mark.parametrize("name", ["runs.csv", "claims.csv", "accuracy.csv"])
+@pytest.mark.parametrize("name", ["runs.csv", "literature.csv", "accuracy.csv"])
 def test_a_damaged_record_of_the_published_logs_is_named(project, name):
     (project / "logs" / "published" / name).write_text("")
-    with pytest.raises(UserError, match="published: the record of the published logs is not whole"):
+    with pytest.raises(UserError, match="csv: the record of the published logs is not whole"):
         report(project, "--check")
 
 

@@ -162,8 +162,7 @@ def test_the_kl_of_one_view_means_nothing(tmp_path):
 
 def test_settings_without_meaning_are_those_that_recipes_call_hardware():
     hardware = {field.name for field in dataclasses.fields(Recipe) if field.metadata.get("hardware")}
-    gone = {"fused", "resident"}  # options of earlier commits, in older records
-    assert {*results._NOT_MEANT} == hardware | gone | {"name", "summary", "seed"}
+    assert {*results._HARDWARE} == hardware
 
 
 def test_the_studies_on_record_are_whole():
