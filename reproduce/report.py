@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from common.atomic import atomic_write
-from common.errors import UserError, near
+from common.errors import UserError, near, printable
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.results import STUDIES
@@ -86,7 +86,7 @@ def _cell(value) -> str:
 
 def escape(text: str) -> str:
     """Text from a file for a page: without line breaks and control characters, and nothing in it is markup."""
-    text = results.printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 

@@ -6,8 +6,10 @@ import math
 import shlex
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from making_runs import EVIDENCE, change_header, make_arm, make_run
 from scipy import stats
@@ -16,6 +18,7 @@ from common.errors import UserError
 from reproduce import ROOT, results
 from reproduce.recipes import Recipe
 from reproduce.results import find_runs, read_predictions, study_runs
+from reproduce.run_log import read_metrics
 
 ONE_VIEW = {"num_views": 1}
 
@@ -128,7 +131,7 @@ def test_arms_stand_in_the_order_of_their_study_and_unknown_runs_are_left_out(tm
 def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
     make_run(tmp_path, "study/digits-rdrop_1-seed3", seed=4)
     with pytest.raises(
-        UserError, match=r"digits-rdrop_1-seed3: its name says recipe digits and seed 3, .* digits and 4"
+        UserError, match=r"digits-rdrop_1-seed3: its name says recipe digits and seed 3, .* 'digits' and 4"
     ):
         study_runs(find_runs(tmp_path))
 
@@ -138,7 +141,7 @@ def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
     [
         ({"alpha": 0.5}, "has alpha 0.5 where .*seed1 has 1.0"),
         ({"learning_rate": 0.2}, "learning_rate"),
-        ({"pretrained": "there/y.npz"}, "pretrained y.npz"),
+        ({"pretrained": "there/y.npz"}, "pretrained 'y.npz'"),
         ({"micro_batch_size": 8, "workers": 0, "device": "cpu"}, None),  # where it is computed means nothing
         ({"pretrained": "there/x.npz"}, None),  # the same file elsewhere
     ],
@@ -187,19 +190,17 @@ def test_a_curve_is_the_mean_of_the_seeds_at_the_steps_that_all_have(tmp_path):
 
 def test_a_command_has_the_options_that_were_given_without_paths_and_with_any_seed():
     (run,) = find_runs(EVIDENCE / "cifar100_vit_ti16").to_dict("records")
-    run["command"] = "python -m reproduce.train cifar100_vit_ti16 --alpha=0.3 --seed 3 --data_dir /home/x --run a/b"
+    words = "python -m reproduce.train cifar100_vit_ti16 --alpha=0.3 --seed 3 --data_dir /home/x --run a/b"
+    run["command"] = words.split()
     run["settings"] |= {"alpha": 0.3}
     assert results.command(run) == "bash run_train.sh cifar100_vit_ti16 --alpha 0.3 --seed N"
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["digits; curl x | sh", "digits --alpha 0.3; curl x", "digits --$(curl) 1", "digits --curl`x` 2", "'unclosed"],
-)
-def test_a_tampered_record_cannot_put_a_program_into_a_command(words):
-    (run,) = find_runs(EVIDENCE / "digits").to_dict("records")
-    run["command"] = f"python -m reproduce.train {words}"
-    run["settings"] |= {"name": words, "alpha": "1; curl y"}
+@pytest.mark.parametrize("words", ["digits; curl x | sh", "digits --alpha '0.3; curl x'", "digits '--$(curl)' 1 --`x`"])
+def test_a_tampered_record_cannot_put_a_program_into_a_command(tmp_path, words):
+    folder = make_run(tmp_path, "run", name=words, alpha="1; curl y")
+    change_header(folder, lambda header: header["machine"].update(command=f"python -m reproduce.train {words}"))
+    (run,) = find_runs(tmp_path).to_dict("records")
     quoted = shlex.split(results.command(run))  # what a shell would take as words
     assert quoted[:3] == ["bash", "run_train.sh", words] and quoted[-2:] == ["--seed", "N"]
     assert quoted[3:-2] in ([], ["--alpha", "1; curl y"])
@@ -223,6 +224,33 @@ def test_the_chosen_rate_has_the_highest_accuracy_and_of_equal_ones_the_lowest_n
 # ---- predictions
 
 
+def test_classes_of_a_run_with_a_known_answer(tmp_path, capsys):
+    folder = make_run(tmp_path, "run", 0)
+    labels = read_predictions(folder)["label"].to_numpy()
+    wrong = np.concatenate([np.flatnonzero(labels == 3)[:2], np.flatnonzero(labels == 4)[:1]])
+    folder = make_run(tmp_path, "again", wrong)  # two threes are called 4, one four is called 5
+    names = [f"digit {number}" for number in range(9)] + ["nine\x1b[31m"]
+    change_header(folder, lambda header: header.update(class_names=names))
+    results.main([str(folder)])
+    printed = capsys.readouterr().out
+    counts = np.bincount(labels)
+    found = results.per_class(results.confusion(read_predictions(folder)))
+    assert found.loc[3].tolist() == [counts[3], counts[3] - 2, 100 * (1 - 2 / counts[3]), 100.0, "4 (2)"]
+    assert found.loc[4, "precision, %"] == pytest.approx(100 * (counts[4] - 1) / (counts[4] + 1))
+    assert found.loc[7, "most taken for"] == "-"
+    assert "digit 4 (2)" in printed and "\x1b" not in printed and "nine\\x1b[31m" in printed
+    assert printed.index("digit 3") < printed.index("digit 0")  # the worst class first
+    matrix = printed.split("predicted class (columns):")[1]
+    (row,) = [line for line in matrix.splitlines() if line.startswith("digit 3")]
+    assert row.split()[2:] == ["0", "0", "0", str(counts[3] - 2), "2", "0", "0", "0", "0", "0"]
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    predictions = pd.DataFrame({"label": [0, 1, 1], "predicted": [0, 0, 0]})
+    found = results.per_class(results.confusion(predictions))
+    assert found["recall, %"].tolist() == [100, 0] and math.isnan(found.loc[1, "precision, %"])
+
+
 @pytest.mark.parametrize("run", ["digits", "cifar100_vit_ti16"])
 def test_bins_of_confidence_give_the_calibration_error_of_run_json(run):
     bins = results.reliability(read_predictions(EVIDENCE / run))
@@ -234,6 +262,115 @@ def test_bins_of_confidence_give_the_calibration_error_of_run_json(run):
 
 def test_predictions_of_another_run_are_refused(tmp_path):
     folder = make_run(tmp_path, "run", 10)
-    change_header(folder, lambda header: header["result"]["best"]["test"].update(correct=491))
+    change_header(folder, lambda header: header["result"]["best"]["test"].update(correct=491, accuracy=0.982))
     with pytest.raises(UserError, match=r"490 of 500 images right, run\.json says 491 of 500"):
         read_predictions(folder)
+
+
+def _rewrite(**changes):
+    """Change columns of a predictions.npz; a function of its path."""
+
+    def change(path):
+        with np.load(path) as file:
+            np.savez(path, **{**file, **changes})
+
+    return change
+
+
+def _zip(method=zipfile.ZIP_DEFLATED, encrypted=False, **members):
+    """Put a zip of these members in its place."""
+
+    def change(path):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+        if encrypted:
+            content = bytearray(path.read_bytes())
+            content[content.index(b"PK\1\2") + 8] |= 1
+            path.write_bytes(content)
+
+    return change
+
+
+HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }".ljust(127) + b"\n"
+ONES = np.ones(500)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_text("no zip"),
+        lambda path: path.write_bytes(b""),
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+        lambda path: path.write_bytes(path.read_bytes()[:500]),
+        _zip(zipfile.ZIP_BZIP2, labels=b"1" * 1000),
+        _zip(labels=b"\0" * (1 << 28)),
+        _zip(encrypted=True, labels=b"1" * 1000),
+        _zip(labels=HUGE, top5=HUGE, confidence=HUGE, nll=HUGE),
+        _rewrite(labels=np.array(3)),
+        _rewrite(labels=np.array([{}] * 500)),
+        _rewrite(labels=np.array(["7"] * 500)),
+        _rewrite(labels=np.ones(499)),
+        _rewrite(labels=-np.ones(500, int)),
+        _rewrite(top5=ONES),
+        _rewrite(top5=np.ones((500, 0))),
+        _rewrite(confidence=np.nan * ONES),
+        _rewrite(confidence=-ONES),
+        _rewrite(confidence=1.5 * ONES),
+        _rewrite(nll=-ONES),
+        _rewrite(nll=np.inf * ONES),
+    ],
+)
+def test_predictions_that_are_none_are_refused_in_one_line(tmp_path, change):
+    folder = make_run(tmp_path, "run")
+    change(folder / "predictions.npz")
+    with pytest.raises(UserError, match=r"predictions\.npz: ") as error:
+        read_predictions(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b'{"loss": 1}\n{"step": 2}\n',
+        b'{"step": 1}\n[]\n{"step": 2}\n',
+        b'{"step": "1"}\n',
+        b"[" * 99_999 + b"\n1",
+        b'{"step": 1}\n{"st\n{"step": 2}\n',
+        b'{"step": 1, "train/loss": "1"}\n',
+    ],
+)
+def test_damaged_records_are_named_in_one_line(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line \d: not a record") as error:
+        read_metrics(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_last_record_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "train/lo')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["recipe"].pop("num_views"),
+        lambda header: header["recipe"].update(seed="one"),
+        lambda header: header["recipe"].update(pretrained=3),
+        lambda header: header["recipe"].update(learning_rate=[]),
+        lambda header: header["machine"].update(command=None),
+        lambda header: header["machine"].update(settings=[]),
+        lambda header: header.update(seconds="long"),
+        lambda header: header["result"]["best"]["test"].update(total=0, correct=0),
+        lambda header: header["result"]["best"]["test"].update(accuracy=0.5),
+        lambda header: header["result"]["best"]["test"].update(correct=float("inf")),
+        lambda header: header["result"].update(last=None),
+    ],
+)
+def test_a_header_with_odd_content_is_named_in_one_line(tmp_path, change):
+    change_header(make_run(tmp_path, "study/digits-rdrop_1-seed1", seed=1), change)
+    with pytest.raises(UserError, match=r"seed1/run\.json: not the header of a run") as error:
+        study_runs(find_runs(tmp_path))
+    assert "\n" not in str(error.value)
