@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from common.atomic import atomic_write
-from common.errors import UserError
+from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command, say
 
@@ -70,8 +70,9 @@ def find_logs(arguments) -> list[Path]:
         inside = sorted(p for p in path.rglob("*vdlrecords*") if p.is_file()) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: no VisualDL record files (vdlrecords.*) in this folder; name one that has some")
-        if not inside[0].exists():
-            raise UserError(f"{path}: no such file or folder; check the path")
+        if not inside[0].is_file():
+            what = "not a file" if path.exists() else "no such file or folder"
+            raise UserError(f"{path}: {what}; check the path")
         found += inside
     return list(dict.fromkeys(path.resolve() for path in found))
 
@@ -81,48 +82,38 @@ def read_log(path) -> Log:
 
     A record is 8 bytes that say how long it is, then a protobuf message.
     """
-    from visualdl.proto.record_pb2 import Record  # late: other readers of this module's tables need no VisualDL
+    from google.protobuf.message import DecodeError  # late: other readers of this module's tables need no VisualDL
+    from visualdl.proto.record_pb2 import Record
 
     path = Path(path)
     content = path.read_bytes()
     columns: dict[str, list] = {}
-    start, number = 0, 1
+    start = 0
     while start < len(content):
         length = int.from_bytes(content[start : start + 8], "little")
         message = content[start + 8 : start + 8 + length]
-        values = _values(Record, message) if len(message) == length else None
-        if values is None:
-            if start == 0:
+        try:
+            (value,) = Record.FromString(message).values if len(message) == length else ()
+        except (DecodeError, ValueError):
+            if not columns:
                 break
             raise UserError(
-                f"{path}: record {number:,} at byte {start:,} is damaged or cut short. Get the whole file, "
-                f"or audit what is before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
-            )
-        for value in values:
-            if value.WhichOneof("one_value") == "value":
-                columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
-        start, number = start + 8 + length, number + 1
+                f"{path}: the record at byte {start:,} is damaged or cut short. Get the whole file, or audit what is "
+                f"before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
+            ) from None
+        if value.WhichOneof("one_value") == "value":
+            columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
+        start += 8 + length
     if not columns:
         raise UserError(f"{path}: is not a VisualDL record file with scalars; give a vdlrecords.* file")
     return Log(path, hashlib.sha256(content).hexdigest(), {tag: _scalar(rows) for tag, rows in columns.items()})
 
 
-def _values(record_type, message: bytes):
-    """The values in a record, None where it is no such message."""
-    from google.protobuf.message import DecodeError
-
-    try:
-        values = record_type.FromString(message).values
-    except (DecodeError, ValueError):
-        return None
-    return values if len(values) == 1 and values[0].tag else None
-
-
 def _scalar(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=("step", "value", "time"), dtype=float)
+    table = pd.DataFrame(rows, columns=("step", "value", "time")).astype({"time": float})
     if table["time"].median() > _IN_MILLISECONDS:
         table["time"] /= 1000
-    return table.astype({"step": int})
+    return table
 
 
 # ---- runs
@@ -155,7 +146,7 @@ def _accuracy(log: Log, options: Options) -> pd.DataFrame:
     """The accuracies of a log as shares of 1."""
     table = log.scalars.get(options.accuracy_tag)
     if table is None:
-        there = ", ".join(sorted(log.scalars))
+        there = printable(", ".join(sorted(log.scalars)))
         raise UserError(
             f"{log.path}: has no scalar {options.accuracy_tag} (it has {there}); name one with --accuracy_tag TAG"
         )
@@ -255,6 +246,8 @@ def _schedule_of(log: Log, options: Options) -> str:
     if tag not in log.scalars:
         raise UserError(f"{log.path}: has no scalar {tag}; name the learning rate with --rate_tag TAG")
     rates = log.scalars[tag].groupby("step")["value"].first()
+    if not (np.isfinite(rates).all() and rates.max() > 0):
+        return "cannot tell: the logged rate is not positive"
     return describe_schedule(rates)
 
 

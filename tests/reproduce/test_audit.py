@@ -1,6 +1,7 @@
 """The audit of VisualDL logs: on logs of known making, on the real published ones, on files that are none."""
 
 import math
+import os
 import re
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_files_that_are_no_logs_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("step,accuracy\n")
     (tmp_path / "cut").write_bytes(whole[:-3])
     (tmp_path / "empty").mkdir()
-    for name, fragment in (("text", "is not a VisualDL record file"), ("cut", "record 120 at byte .* cut short")):
+    for name, fragment in (("text", "is not a VisualDL record file"), ("cut", "the record at byte .* cut short")):
         with pytest.raises(UserError, match=f"{name}: {fragment}"):
             read_log(tmp_path / name)
     with pytest.raises(UserError, match="empty: no VisualDL record files"):
@@ -272,3 +273,47 @@ def test_the_mean_of_googles_runs_is_that_of_its_six_runs():
     google = literature[literature["note"].str.startswith("its six runs")].iloc[0]
     runs = [float(value) for value in re.findall(r"\d\d\.\d\d", google["note"])]
     assert len(runs) == 6 and google["top1"] == f"{np.mean(runs):.2f} (SD {np.std(runs, ddof=1):.2f})"
+
+
+# ---- odd and hostile files
+
+
+@pytest.mark.parametrize("stamp", [0, -5, 2**62, 2**63 - 1])
+def test_times_of_no_calendar_are_unknown_or_some_day_and_no_traceback(tmp_path, stamp, capsys):
+    with open(tmp_path / "vdlrecords.1.log", "wb") as file:
+        for step in (1, 2**62):
+            message = scalar("test/accuracy", 0.5, step, stamp).SerializeToString()
+            file.write(len(message).to_bytes(8, "little") + message)
+    main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert f"50.00 % at step {2**62:,}" in printed or "at step 1," in printed
+    assert ("unknown" in printed) == (stamp > 1e12)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_rates_that_are_none_are_no_schedule(tmp_path, value, capsys):
+    rows = [("train/lr", step, value, step) for step in range(1, 9)] + [("test/accuracy", 8, 0.5, 9)]
+    write_log(tmp_path / "vdlrecords.1.log", rows)
+    main([str(tmp_path)])
+    assert "schedule:   cannot tell: the logged rate is not positive" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
+def test_accuracies_that_are_no_numbers_are_refused(tmp_path, value):
+    log = read_log(write_log(tmp_path / "a", [("test/accuracy", 1, 0.5, 0), ("test/accuracy", 2, value, 1)]))
+    with pytest.raises(UserError, match=r"has the value .*neither a share nor a percentage"):
+        audit([log])
+
+
+def test_names_of_scalars_do_not_steer_the_screen(tmp_path):
+    log = read_log(write_log(tmp_path / "a", [("\x1b[31mred\nline", 1, 0.5, 0)]))
+    with pytest.raises(UserError, match=r"it has \\x1b\[31mred\\nline\)"):
+        audit([log])
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "vdlrecords.fifo")
+    with pytest.raises(UserError, match=r"vdlrecords\.fifo: not a file"):
+        find_logs([tmp_path / "vdlrecords.fifo"])
+    with pytest.raises(UserError, match="no VisualDL record files"):
+        find_logs([tmp_path])
