@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Show the curves of all runs in logs/ with VisualDL, on this machine only, and beside them the published logs in
-# data/downloads/published_logs once `python -m reproduce.published` has fetched them. Ctrl-C ends it.
+# Show the curves of your runs in logs/, and of logs/evidence, with VisualDL, on this machine only. Ctrl-C ends it.
 #
 #     bash run_board.sh                              then open http://127.0.0.1:8040/app
 #     bash run_board.sh FOLDER... --port 8041        the record files in these folders too
@@ -17,7 +16,7 @@ fail() {
   exit 2
 }
 
-folders=(data/downloads/published_logs)
+folders=()
 while (($#)) && [[ $1 != -* ]]; do
   folder=$1
   [[ $folder == /* ]] || folder=$called_from/$folder
@@ -51,7 +50,6 @@ links=data/downloads/board-$port
 rm -rf "$links"
 shown=(logs)
 for folder in "${folders[@]}"; do
-  [[ -d $folder ]] || continue
   mapfile -t files < <(find "$folder" -name '*vdlrecords*' | sort)
   if [[ -z $(printf '%s\n' "${files[@]%/*}" | sort | uniq -d) ]]; then
     shown+=("$folder")

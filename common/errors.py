@@ -15,3 +15,8 @@ def near(name: str, known) -> str:
     known = sorted(known)
     close = get_close_matches(name, known, n=3, cutoff=0.6)
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(known)}"
+
+
+def printable(text: str) -> str:
+    """Text from outside as it may go to a terminal and into UTF-8 files: control characters are shown, not obeyed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

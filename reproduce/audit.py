@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from common.atomic import atomic_write
-from common.errors import UserError
+from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command, say
 
@@ -42,28 +42,6 @@ REPOSITORIES = {
     "8afb621b214adb38d349b19fe49e1bb9241f4b9381e7b311a2596b51067cfc57": ZPC,
     "32336ba3a5c43f06180e66ffb62a7b54bdd633c70b604c3c017d1688fe1731b1": ZPC,
 }
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A published top-1 in % on the 10,000 test images of CIFAR-100."""
-
-    repository: str
-    percent: float
-    what: str
-    moment: str = "best"  # of the evaluations of a run, or the one at its "end"
-
-
-CLAIMS = (
-    Claim(ZBP, 93.92, "best accuracy in the training job (README)"),
-    Claim(ZBP, 93.44, "saved weights on one card (README)"),
-    Claim(ZBP, 93.84, "best accuracy in the training job (AI Studio project 2294463)"),
-    Claim(ZBP, 93.48, "saved weights on one card (AI Studio project 2294463)"),
-    Claim(ZBP, 93.29, "the paper's accuracy at the end of training (README)", "end"),
-    Claim(ZPC, 92.71, "best accuracy (README)"),
-    Claim(ZPC, 92.65, "best accuracy (README)"),
-    Claim(ZPC, 92.66, "best accuracy (README)"),
-)
 
 
 @dataclass(frozen=True)
@@ -92,8 +70,9 @@ def find_logs(arguments) -> list[Path]:
         inside = sorted(p for p in path.rglob("*vdlrecords*") if p.is_file()) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{path}: no VisualDL record files (vdlrecords.*) in this folder; name one that has some")
-        if not inside[0].exists():
-            raise UserError(f"{path}: no such file or folder; check the path")
+        if not inside[0].is_file():
+            what = "not a file" if path.exists() else "no such file or folder"
+            raise UserError(f"{path}: {what}; check the path")
         found += inside
     return list(dict.fromkeys(path.resolve() for path in found))
 
@@ -103,48 +82,38 @@ def read_log(path) -> Log:
 
     A record is 8 bytes that say how long it is, then a protobuf message.
     """
-    from visualdl.proto.record_pb2 import Record  # late: other readers of this module's tables need no VisualDL
+    from google.protobuf.message import DecodeError  # late: other readers of this module's tables need no VisualDL
+    from visualdl.proto.record_pb2 import Record
 
     path = Path(path)
     content = path.read_bytes()
     columns: dict[str, list] = {}
-    start, number = 0, 1
+    start = 0
     while start < len(content):
         length = int.from_bytes(content[start : start + 8], "little")
         message = content[start + 8 : start + 8 + length]
-        values = _values(Record, message) if len(message) == length else None
-        if values is None:
-            if start == 0:
+        try:
+            (value,) = Record.FromString(message).values if len(message) == length else ()
+        except (DecodeError, ValueError):
+            if not columns:
                 break
             raise UserError(
-                f"{path}: record {number:,} at byte {start:,} is damaged or cut short. Get the whole file, "
-                f"or audit what is before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
-            )
-        for value in values:
-            if value.WhichOneof("one_value") == "value":
-                columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
-        start, number = start + 8 + length, number + 1
+                f"{path}: the record at byte {start:,} is damaged or cut short. Get the whole file, or audit what is "
+                f"before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
+            ) from None
+        if value.WhichOneof("one_value") == "value":
+            columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
+        start += 8 + length
     if not columns:
         raise UserError(f"{path}: is not a VisualDL record file with scalars; give a vdlrecords.* file")
     return Log(path, hashlib.sha256(content).hexdigest(), {tag: _scalar(rows) for tag, rows in columns.items()})
 
 
-def _values(record_type, message: bytes):
-    """The values in a record, None where it is no such message."""
-    from google.protobuf.message import DecodeError
-
-    try:
-        values = record_type.FromString(message).values
-    except (DecodeError, ValueError):
-        return None
-    return values if len(values) == 1 and values[0].tag else None
-
-
 def _scalar(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=("step", "value", "time"), dtype=float)
+    table = pd.DataFrame(rows, columns=("step", "value", "time")).astype({"time": float})
     if table["time"].median() > _IN_MILLISECONDS:
         table["time"] /= 1000
-    return table.astype({"step": int})
+    return table
 
 
 # ---- runs
@@ -177,7 +146,7 @@ def _accuracy(log: Log, options: Options) -> pd.DataFrame:
     """The accuracies of a log as shares of 1."""
     table = log.scalars.get(options.accuracy_tag)
     if table is None:
-        there = ", ".join(sorted(log.scalars))
+        there = printable(", ".join(sorted(log.scalars)))
         raise UserError(
             f"{log.path}: has no scalar {options.accuracy_tag} (it has {there}); name one with --accuracy_tag TAG"
         )
@@ -277,6 +246,8 @@ def _schedule_of(log: Log, options: Options) -> str:
     if tag not in log.scalars:
         raise UserError(f"{log.path}: has no scalar {tag}; name the learning rate with --rate_tag TAG")
     rates = log.scalars[tag].groupby("step")["value"].first()
+    if not (np.isfinite(rates).all() and rates.max() > 0):
+        return "cannot tell: the logged rate is not positive"
     return describe_schedule(rates)
 
 
@@ -310,64 +281,59 @@ def describe_schedule(rates: pd.Series) -> str:
 
 
 def judge(runs: pd.DataFrame, test_images: int = 10_000) -> pd.DataFrame:
-    """CLAIMS whose repository has logs in `runs`: repository, percent, what, moment, supported, reached, rests_on.
+    """The claims in logs/published/claims.csv whose repository has logs in `runs`, with three columns more.
 
     supported: "yes" where a run has just that value on the whole test set, "no" where none reaches it, else "cannot
-    tell". reached: the highest value on the whole test set. rests_on: the share of one process that has the value.
+    tell". reached: the highest value on the whole test set, in %. rests_on: the one process that has the value.
     """
-    rows = []
-    for claim in CLAIMS:
-        own = runs[runs["repository"] == claim.repository]
-        if own.empty:
-            continue
-        whole = own[own["test_images"] == test_images]
-        values = whole["last" if claim.moment == "end" else "best"].round(2)
-        if (values == claim.percent).any():
-            supported = "yes"
-        else:
-            supported = "cannot tell" if values.empty or values.max() > claim.percent else "no"
-        parts = own[(own["processes"] > 1) & (own["best_value"].round(2) == claim.percent)]
-        rests_on = [
-            f"one of {run.processes} processes, {run.images_per_value:,} images, step {run.best_value_step:,}"
-            for run in parts.itertuples()
-        ]
-        rows.append(
-            {
-                "repository": claim.repository,
-                "percent": claim.percent,
-                "what": claim.what,
-                "moment": claim.moment,
-                "supported": supported,
-                "reached": values.max(),
-                "rests_on": "; ".join(rests_on),
-            }
-        )
-    return pd.DataFrame(rows, columns=("repository", "percent", "what", "moment", "supported", "reached", "rests_on"))
+    claims = _read(FOLDER / "claims.csv")
+    claims = claims[claims["repository"].isin(runs["repository"])]
+    found = [_judge(claim, runs[runs["repository"] == claim.repository], test_images) for claim in claims.itertuples()]
+    return claims.assign(**pd.DataFrame(found, claims.index, ["supported", "reached", "rests_on"]))
+
+
+def _judge(claim, runs: pd.DataFrame, test_images: int) -> tuple[str, float, str]:
+    values = runs[runs["test_images"] == test_images]["last" if claim.moment == "end" else "best"].round(2)
+    supported = "no"
+    if (values == claim.percent).any():
+        supported = "yes"
+    elif values.empty or values.max() > claim.percent:
+        supported = "cannot tell"
+    parts = runs[(runs["processes"] > 1) & (runs["best_value"].round(2) == claim.percent)]
+    rests_on = [
+        f"one of {run.processes} processes, {run.images_per_value:,} images, step {run.best_value_step:,}"
+        for run in parts.itertuples()
+    ]
+    return supported, values.max(), "; ".join(rests_on)
 
 
 # ---- logs/published
 
 
 def write_record(runs: pd.DataFrame, accuracy: pd.DataFrame, folder: Path = FOLDER) -> None:
-    """Write runs.csv, claims.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
-    for name, table in (("runs", runs), ("claims", judge(runs)), ("accuracy", accuracy)):
+    """Write runs.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
+    for name, table in (("runs", runs), ("accuracy", accuracy)):
         with atomic_write(folder / f"{name}.csv", "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")
 
 
 def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
-    """The tables that `write_record` wrote, by name. Raises UserError for a file that is missing or not whole."""
+    """runs and accuracy, as `write_record` wrote them, and literature: what others report, written by hand.
+
+    Raises UserError for a file that is missing or not whole.
+    """
+    return {name: _read(folder / f"{name}.csv") for name in ("runs", "accuracy", "literature")}
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table of logs/published; empty cells are empty texts, figures from the literature keep their digits."""
     try:
-        tables = {
-            name: pd.read_csv(folder / f"{name}.csv", dtype={"run": str}) for name in ("runs", "claims", "accuracy")
-        }
-        tables["runs"]["best"], tables["claims"]["reached"], tables["accuracy"]["mean"]
-    except (OSError, ValueError, KeyError) as problem:
+        return pd.read_csv(path, dtype={"run": str, "top1": str}, keep_default_na=False)
+    except (OSError, ValueError) as problem:
         raise UserError(
-            f"{folder}: the record of the published logs is not whole ({problem}); write it again with "
-            "python -m reproduce.audit FOLDER --record"
+            f"{path}: the record of the published logs is not whole ({problem}); write it again with "
+            "python -m reproduce.audit FOLDER --record, or take it from git"
         ) from None
-    return tables
 
 
 def main(argv=None) -> None:
@@ -392,7 +358,7 @@ def main(argv=None) -> None:
         if not runs["repository"].all():
             raise UserError("--record is for the logs whose repositories are known; leave the others out")
         write_record(runs, accuracy)
-        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, claims.csv, accuracy.csv")
+        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, accuracy.csv")
 
 
 def _print_run(run: dict, test_images: int) -> None:

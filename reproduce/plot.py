@@ -36,8 +36,8 @@ def panels(names, width: float = 5.0, height: float = 3.2):
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
-    for spare in list(axes)[len(names) :]:
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in axes[len(names) :]:
         spare.remove()
     return figure, dict(zip(names, axes, strict=False))
 

@@ -21,7 +21,7 @@ import paddle
 from paddle.nn import functional as F
 from PIL import Image
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from data import CLASSES, FROM_FILES, dataset_files, load_dataset
 from data.augment import SCALES
 from data.folders import SUFFIXES, read_image
@@ -222,11 +222,6 @@ def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[li
             f"give --class_names FILE with {num_classes} lines"
         )
     return [printable(str(name)) for name in names], origin
-
-
-def printable(text: str) -> str:
-    """Text from outside as it may go to a terminal and into UTF-8 files."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _read_names(path) -> list[str]:

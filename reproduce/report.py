@@ -1,4 +1,4 @@
-"""Tables from logs/, written between their markers in README.md, README_cn.md, docs/ and logs/README.md.
+"""Tables from logs/, written between their markers in README.md, README_cn.md, docs/ and logs/.
 
     python -m reproduce.report                          write them
     python -m reproduce.report --check                  change nothing; exit 1 and say where a table is stale
@@ -19,116 +19,18 @@ import pandas as pd
 from scipy import stats
 
 from common.atomic import atomic_write
-from common.errors import UserError, near
+from common.errors import UserError, near, printable
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.results import STUDIES
 from reproduce.run_log import read_metrics
 
-PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md")
+PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
 END = "<!-- end of table -->"
 _MARKER = re.compile(r"^<!-- table (.*?) -->$", re.MULTILINE)
 _SPEED = "train/images_per_second"  # what two runs with the same numbers record differently
 
-# ---- what others published, top-1 in %; the only numbers here that are not from logs/
-
-PAPER = {  # arXiv 2106.14448, table "image classification": CIFAR-100, ImageNet
-    "ViT-B/16": (92.64, 83.97),
-    "ViT-B/16 + R-Drop": (93.29, 84.38),
-    "ViT-L/16": (93.44, 85.15),
-    "ViT-L/16 + R-Drop": (93.85, 85.57),
-}
-# README history of google-research/vision_transformer, ViT-B/16, CIFAR-100, 384 px: commits 4cf7523 and 15ee25b (2020),
-# which had dropout 0 according to commit f952d61; 10ffdeb (2023) with dropout 0 and 0.1
-GOOGLE = (92.17, 92.19, 92.26, 92.64, 92.06, 91.92)
-_HUB = "https://github.com/"
-_GOOGLE = f"[google-research/vision_transformer]({_HUB}google-research/vision_transformer)"
-_ZPC = f"[zpc-666/Paddle-R-Drop]({_HUB}zpc-666/Paddle-R-Drop)"
-LITERATURE = (  # model, data, top-1, source, what to know
-    ("ViT-B/16", "CIFAR-100, 384 px", "92.64", "paper", "quoted: the better of two runs of Google without dropout"),
-    (
-        "ViT-B/16",
-        "CIFAR-100, 384 px",
-        f"{np.mean(GOOGLE):.2f} (SD {np.std(GOOGLE, ddof=1):.2f})",
-        _GOOGLE,
-        f"its six runs: {', '.join(map(str, GOOGLE))}; mirrored images, 98 % of the training set",
-    ),
-    (
-        "ViT-B/16",
-        "CIFAR-100, 384 px",
-        "92.28",
-        f"[jeonsworld/ViT-pytorch]({_HUB}jeonsworld/ViT-pytorch)",
-        "92.3 at 224 px",
-    ),
-    (
-        "ViT-B/16",
-        "CIFAR-100, 224 px",
-        "92.89",
-        f"[bwconrad/vit-finetune]({_HUB}bwconrad/vit-finetune)",
-        "5,000 updates of 128, SGD 0.01",
-    ),
-    (
-        "ViT-B/16",
-        "CIFAR-100, 224 px",
-        "93.16",
-        "Hugging Face edadaltocg/vit_base_patch16_224_in21k_ft_cifar100",
-        "from ImageNet-1k weights, one seed",
-    ),
-    (
-        "ViT-B/16",
-        "CIFAR-100",
-        "94.2",
-        "[MIIL](https://arxiv.org/abs/2104.10972)",
-        f"claimed; a user got 92.44 to 93.08 ([issue 40]({_HUB}Alibaba-MIIL/ImageNet21K/issues/40))",
-    ),
-    (
-        "ViT-B/16",
-        "CIFAR-100, 224 px",
-        "93.99",
-        "[SSF](https://arxiv.org/abs/2210.08823)",
-        "AugReg weights, AdamW, EMA, 100 epochs",
-    ),
-    ("ViT-B/16 + R-Drop", "CIFAR-100, 384 px", "93.29", "paper", "the target"),
-    (
-        "ViT-B/16 + R-Drop",
-        "CIFAR-100, 384 px",
-        "93.44, 93.92",
-        f"[{audit.ZBP}]({_HUB}{audit.ZBP})",
-        "claimed; 93.92 is one process on 2,500 images",
-    ),
-    (
-        "ViT-B/16 + R-Drop",
-        "CIFAR-100, 384 px",
-        "92.71, 92.66",
-        _ZPC,
-        "two logs: best on the test set; last 92.46 and 92.55; a schedule of 20,000 updates, cut short; strength 4.8",
-    ),
-    ("ViT-B/16 + R-Drop", "CIFAR-100, 384 px", "92.65", _ZPC, "claimed, no log"),
-    (
-        "ViT-B/16 + R-Drop",
-        "CIFAR-100, 384 px",
-        "93.29",
-        f"[wzh326/R-Drop]({_HUB}wzh326/R-Drop)",
-        "claimed, no log; evaluation leaves out 16 images",
-    ),
-    ("ViT-L/32", "CIFAR-100, 384 px", "93.29, 93.34", _GOOGLE, "plain, at 41 % of the operations of R-Drop with B/16"),
-    ("ViT-L/16", "CIFAR-100, 384 px", "93.44", "paper", ""),
-    ("ViT-L/16 + R-Drop", "CIFAR-100, 384 px", "93.85", "paper", ""),
-    ("ViT-B/16", "ImageNet", "83.97", "paper", ""),
-    ("ViT-B/16", "ImageNet, 384 px", "84.53 to 84.62", _GOOGLE, "plain; 84.12 with dropout 0.1"),
-    ("ViT-B/16 + R-Drop", "ImageNet", "84.38", "paper", "below Google's plain runs"),
-    ("ViT-L/16", "ImageNet", "85.15", "paper", ""),
-    ("ViT-L/16 + R-Drop", "ImageNet", "85.57", "paper", ""),
-    (
-        "ViT-B/32, AugReg",
-        "CIFAR-100",
-        "91.09 to 91.62",
-        f"[big_vision]({_HUB}google-research/big_vision/blob/main/big_vision/configs/transfer.py)",
-        "five runs",
-    ),
-)
-
-CN = {
+CN = {  # words and phrases in the cells of README_cn.md
     "model": "模型",
     "data": "数据",
     "paper": "论文",
@@ -138,7 +40,6 @@ CN = {
     "study": "实验",
     "arm": "方案",
     "top-1, %": "准确率，%",
-    "NLL": "NLL",
     "minus two views": "减去无 KL 的两个视图",
     "NLL minus two views": "NLL 之差",
     "one view": "单视图",
@@ -154,20 +55,29 @@ CN = {
     "small ViT": "小型 ViT",
     "last weights": "最后的权重",
     "best weights": "最好的权重",
-    "mean of {} processes": "{} 个进程平均",
+    "mean of 4 processes": "4 个进程平均",
+    "mean of 6": "6 次平均",
     "best on the test set": "按测试集挑选",
-    "mean of {}": "{} 次平均",
 }
+_CN = re.compile("|".join(rf"\b{re.escape(words)}(?!\w)" for words in sorted(CN, key=len, reverse=True)))
+
+
+# ---- cells
 
 
 class Markup(str):
     """A cell that is Markdown; any other text is escaped."""
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub's Markdown."""
+def markdown(table: pd.DataFrame, chinese: bool = False) -> str:
+    """A table as GitHub's Markdown. A study is named in the first of its rows only."""
+    if table.empty:
+        return "(no runs)"
+    if "study" in table:
+        table = table.assign(study=table["study"].mask(table["study"].duplicated(), ""))
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
+    text = "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
+    return _CN.sub(lambda match: CN[match[0]], text) if chinese else text
 
 
 def _cell(value) -> str:
@@ -176,8 +86,7 @@ def _cell(value) -> str:
 
 def escape(text: str) -> str:
     """Text from a file for a page: without line breaks and control characters, and nothing in it is markup."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
@@ -187,8 +96,9 @@ def code(text: str) -> Markup:
     return Markup(f"`{text}`" if plain else escape(text))
 
 
-def plus_minus(mean: float, half: float, digits: int, scale: float = 1.0, sign: str = "") -> Markup:
-    """mean ± half width of the interval; with `sign` a difference, bold where its interval does not hold 0."""
+def plus_minus(row, measure: str, digits: int, scale: float = 1.0, sign: str = "") -> Markup:
+    """A mean of `results` ± half the width of its interval; with `sign` a difference, bold where 0 is not in it."""
+    mean, half = row[measure], row[f"{measure}_half"]
     if np.isnan(mean):
         return Markup("-")
     text = f"{scale * mean:{sign}.{digits}f}"
@@ -211,199 +121,156 @@ class Logs:
         self.arms = results.arms(self.studies)
         self.published = audit.read_record(self.folder / "published")
 
-    def arm(self, study: str, arm: str) -> str:
-        """Test top-1 of an arm, on the weights of its study's endpoint; "-" where it has no runs."""
-        own = self.arms[(self.arms["study"] == study) & (self.arms["arm"] == arm)]
-        measure = STUDIES[study].measure("accuracy")
-        return plus_minus(own[measure].iloc[0], own[f"{measure}_half"].iloc[0], 2, 100) if len(own) else "-"
-
-    def ours(self, recipe: str) -> str:
-        """Test top-1 of the runs of a recipe, best weights."""
-        own = self.runs[self.runs["recipe"] == recipe]["accuracy"]
-        return plus_minus(own.mean(), results.half_width(own), 2, 100) if len(own) else "not run yet"
+    def minus(self, reference: str) -> dict[tuple[str, str], dict]:
+        """(study, arm) -> its differences to another arm of the study."""
+        rows = results.differences(self.studies, reference).to_dict("records")
+        return {(row["study"], row["arm"]): row for row in rows}
 
 
-def first(logs: Logs, words) -> pd.DataFrame:
-    runs = logs.published["runs"]
+NOTHING = dict.fromkeys(results.with_halves(), np.nan)  # an arm without runs, or without seeds in common
+
+
+def top1(literature: pd.DataFrame, model: str, source: str) -> str:
+    """What a source reports for CIFAR-100 at 384 px."""
+    found = literature[(literature["model"] == model) & (literature["data"] == "CIFAR-100, 384 px")]
+    return found[found["source"].str.contains(source)]["top1"].iloc[0]
+
+
+def first(logs: Logs) -> pd.DataFrame:
+    runs, literature = logs.published["runs"], logs.published["literature"]
     zbp = runs[(runs["repository"] == audit.ZBP) & (runs["processes"] > 1)].sort_values("best").iloc[-1]
     zpc = runs[runs["repository"] == audit.ZPC].sort_values("best").iloc[-1]
     audited = (
-        f"{zbp['best']:.2f} (zbp, {words('mean of {} processes').format(zbp['processes'])}), "
-        f"{zpc['best']:.2f} (zpc, {words('best on the test set')})"
+        f"{zbp['best']:.2f} (zbp, mean of {zbp['processes']} processes), {zpc['best']:.2f} (zpc, best on the test set)"
     )
-    google = f"{np.mean(GOOGLE):.2f} (Google, {words('mean of {}').format(len(GOOGLE))})"
-    rows = [
-        (
-            "ViT-B/16 + R-Drop",
-            words("CIFAR-100, 384 px"),
-            Markup(f"**{PAPER['ViT-B/16 + R-Drop'][0]}**"),
-            audited,
-            words(logs.ours("cifar100_vit_b16_rdrop")),
-        ),
-        (
-            "ViT-B/16",
-            words("CIFAR-100, 384 px"),
-            PAPER["ViT-B/16"][0],
-            google,
-            words(logs.ours("cifar100_vit_b16_baseline")),
-        ),
-    ]
-    for study, model in (("cifar100_102", "ViT-Ti/16"), ("digits", words("small ViT"))):
-        for arm in (STUDIES[study].rdrop, "two_views", "baseline"):
-            label = words(STUDIES[study].arms[arm])
-            value = logs.arm(study, arm)
-            rows.append(
-                (
-                    f"{model}, {label}",
-                    words(STUDIES[study].title),
-                    "-",
-                    "-",
-                    words("not run yet") if value == "-" else value,
-                )
-            )
-    return pd.DataFrame(rows, columns=[words(name) for name in ("model", "data", "paper", "others, audited", "ours")])
-
-
-def kl(logs: Logs, words) -> pd.DataFrame:
-    table = logs.arms.merge(
-        results.differences(logs.studies, "two_views"), "left", ["study", "arm"], suffixes=("", "_d")
-    )
-    rows, shown = [], ""
-    for _, arm in table.iterrows():
-        study = STUDIES[arm["study"]]
-        title = f"{words(study.title)} ({words(f'{study.endpoint} weights')})"
-        top1, nll = study.measure("accuracy"), study.measure("nll")
-        rows.append(
-            (
-                title if title != shown else "",
-                words(arm["label"]),
-                arm["n"],
-                plus_minus(arm[top1], arm[f"{top1}_half"], 2, 100),
-                plus_minus(arm[f"{top1}_d"], arm[f"{top1}_half_d"], 2, 100, "+"),
-                plus_minus(arm[f"{nll}_d"], arm[f"{nll}_half_d"], 3, 1, "+"),
-            )
-        )
-        shown = title
-    names = ("study", "arm", "n", "top-1, %", "minus two views", "NLL minus two views")
-    return pd.DataFrame(rows, columns=[words(name) for name in names])
-
-
-def arms(logs: Logs, words) -> pd.DataFrame:
-    rows, shown = [], ""
-    for _, arm in logs.arms.iterrows():
-        measures = ((m, *how) for m, how in {"accuracy": (2, 100), "nll": (4, 1), "ece": (2, 100)}.items())
-        cells = [
-            Markup(
-                f"{plus_minus(arm[m], arm[f'{m}_half'], digits, scale)}<br>"
-                f"{plus_minus(arm[f'{m}_last'], arm[f'{m}_last_half'], digits, scale)}"
-            )
-            for m, digits, scale in measures
-        ]
-        title = STUDIES[arm["study"]].title
-        rows.append((title if title != shown else "", arm["label"], arm["n"], *cells, f"{arm['seconds'] / 60:.1f}"))
-        shown = title
-    return pd.DataFrame(
-        rows, columns=["study", "arm", "n", "top-1, %", "NLL, nats", "calibration error, points", "min"]
-    )
-
-
-def differences(logs: Logs, words) -> pd.DataFrame:
-    references = {
-        arm: label for study in STUDIES.values() for arm, label in study.arms.items() if not arm.startswith("rdrop")
+    google = top1(literature, "ViT-B/16", "google-research").split()[0]
+    headlines = {
+        "ViT-B/16 + R-Drop": ("cifar100_vit_b16_rdrop", audited),
+        "ViT-B/16": ("cifar100_vit_b16_baseline", f"{google} (Google, mean of 6)"),
     }
-    tables = {arm: results.differences(logs.studies, arm).set_index(["study", "arm"]) for arm in references}
-    rows, shown = [], ""
-    for _, arm in logs.arms.iterrows():
-        if arm["arm"].startswith("baseline"):
-            continue
-        study, top1 = STUDIES[arm["study"]], STUDIES[arm["study"]].measure("accuracy")
-        key = arm["study"], arm["arm"]
-        cells = [
-            plus_minus(table.at[key, top1], table.at[key, f"{top1}_half"], 2, 100, "+") if key in table.index else "-"
-            for table in tables.values()
-        ]
-        title = f"{study.title} ({study.endpoint} weights)"
-        rows.append((title if title != shown else "", arm["label"], *cells))
-        shown = title
-    return pd.DataFrame(rows, columns=["study", "top-1 of", *(f"minus {label}" for label in references.values())])
+    rows = []
+    for model, (recipe, others) in headlines.items():
+        paper = top1(literature, model, "^paper$")
+        own = results.means(logs.runs[logs.runs["recipe"] == recipe])
+        rows.append((model, "CIFAR-100, 384 px", paper, others, plus_minus(own, "accuracy", 2, 100)))
+    arms = {(arm["study"], arm["arm"]): arm for arm in logs.arms.to_dict("records")}
+    for name, model in (("cifar100_102", "ViT-Ti/16"), ("digits", "small ViT")):
+        study = STUDIES[name]
+        for arm in (study.rdrop, "two_views", "baseline"):
+            own = plus_minus(arms.get((name, arm), NOTHING), study.measure("accuracy"), 2, 100)
+            rows.append((f"{model}, {study.arms[arm]}", study.title, "-", "-", own))
+    table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
+    table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
+    return table.assign(ours=table["ours"].replace("-", "not run yet"))
 
 
-def seeds(logs: Logs, words) -> pd.DataFrame:
+def kl(logs: Logs) -> pd.DataFrame:
+    rows, minus = [], logs.minus("two_views")
+    for arm in logs.arms.to_dict("records"):
+        study, difference = STUDIES[arm["study"]], minus.get((arm["study"], arm["arm"]), NOTHING)
+        rows.append(
+            {
+                "study": f"{study.title} ({study.endpoint} weights)",
+                "arm": arm["label"],
+                "n": arm["n"],
+                "top-1, %": plus_minus(arm, study.measure("accuracy"), 2, 100),
+                "minus two views": plus_minus(difference, study.measure("accuracy"), 2, 100, "+"),
+                "NLL minus two views": plus_minus(difference, study.measure("nll"), 3, 1, "+"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def arms(logs: Logs) -> pd.DataFrame:
+    def best_and_last(arm, measure, digits, scale=1) -> Markup:
+        return Markup("<br>".join(plus_minus(arm, m, digits, scale) for m in (measure, f"{measure}_last")))
+
+    return pd.DataFrame(
+        {
+            "study": STUDIES[arm["study"]].title,
+            "arm": arm["label"],
+            "n": arm["n"],
+            "top-1, %": best_and_last(arm, "accuracy", 2, 100),
+            "NLL, nats": best_and_last(arm, "nll", 4),
+            "calibration error, points": best_and_last(arm, "ece", 2, 100),
+            "min": f"{arm['seconds'] / 60:.1f}",
+        }
+        for arm in logs.arms.to_dict("records")
+    )
+
+
+def differences(logs: Logs) -> pd.DataFrame:
+    labels = {arm: label for study in STUDIES.values() for arm, label in study.arms.items()}
+    references = {arm: logs.minus(arm) for arm in labels if not arm.startswith("rdrop")}
+    rows = []
+    for arm in logs.arms[~logs.arms["arm"].str.startswith("baseline")].to_dict("records"):
+        study = STUDIES[arm["study"]]
+        row = {"study": f"{study.title} ({study.endpoint} weights)", "top-1 of": arm["label"]}
+        for reference, minus in references.items():
+            difference = minus.get((arm["study"], arm["arm"]), NOTHING)
+            row[f"minus {labels[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def seeds(logs: Logs) -> pd.DataFrame:
     rows = []
     for (study, arm), own in logs.studies.groupby(["study", "arm"], sort=False):
         best, last = (", ".join(f"{100 * value:.2f}" for value in own[name]) for name in ("accuracy", "accuracy_last"))
         rows.append(
-            (
-                study,
-                STUDIES[study].arms[arm],
-                ", ".join(map(str, own["seed"])),
-                best,
-                "the same" if best == last else last,
-            )
+            {
+                "study": study,
+                "arm": STUDIES[study].arms[arm],
+                "seeds": ", ".join(map(str, own["seed"])),
+                "top-1 of the best weights, %": best,
+                "of the last, %": "the same" if best == last else last,
+            }
         )
-    return pd.DataFrame(rows, columns=["study", "arm", "seeds", "top-1 of the best weights, %", "of the last, %"])
+    return pd.DataFrame(rows)
 
 
-def tuning(logs: Logs, words) -> pd.DataFrame:
+def tuning(logs: Logs) -> pd.DataFrame:
     rows = []
     for run in results.tuning(logs.folder).itertuples():
         label = STUDIES[run.study].arms.get(run.arm) or run.arm.replace("rdrop_", "R-Drop ")
         cells = [f"{run.rate:g}", f"{100 * run.accuracy:.1f}", f"{run.nll:.3f}"]
         rows.append((run.study, label, run.steps, *(Markup(f"**{c}**") if run.chosen else c for c in cells)))
-    return pd.DataFrame(rows, columns=["study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"])
+    return pd.DataFrame(rows, columns=("study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"))
 
 
-def audited(logs: Logs, words) -> pd.DataFrame:
-    rows = []
-    for run in logs.published["runs"].itertuples():
-        alone = f"{run.best_value:.2f} at {run.best_value_step:,}" if run.processes > 1 else "-"
-        rows.append(
-            (
-                run.repository,
-                run.started,
-                f"{run.processes} x {run.images_per_value:,}",
-                alone,
-                f"{run.best:.2f} at {run.best_step:,}",
-                f"{run.last:.2f} at {run.last_step:,}",
-                run.schedule,
-            )
-        )
+def audited(logs: Logs) -> pd.DataFrame:
     return pd.DataFrame(
-        rows,
-        columns=[
-            "repository",
-            "started",
-            "processes x images of a value",
-            "best of one process",
-            "best, whole test set",
-            "last, whole test set",
-            "schedule",
-        ],
+        {
+            "repository": run.repository,
+            "started": run.started,
+            "processes x images of a value": f"{run.processes} x {run.images_per_value:,}",
+            "best of one process": f"{run.best_value:.2f} at {run.best_value_step:,}" if run.processes > 1 else "-",
+            "best, whole test set": f"{run.best:.2f} at {run.best_step:,}",
+            "last, whole test set": f"{run.last:.2f} at {run.last_step:,}",
+            "schedule": run.schedule,
+        }
+        for run in logs.published["runs"].itertuples()
     )
 
 
-def claims(logs: Logs, words) -> pd.DataFrame:
-    table = logs.published["claims"].fillna("")
-    rows = [
-        (c.repository, f"{c.percent:.2f}", c.what, c.supported, f"{c.reached:.2f}", c.rests_on)
-        for c in table.itertuples()
-    ]
+def claims(logs: Logs) -> pd.DataFrame:
     return pd.DataFrame(
-        rows,
-        columns=[
-            "repository",
-            "claim, %",
-            "what",
-            "supported by its logs",
-            "its logs reach, whole test set",
-            "where the value stands",
-        ],
+        {
+            "repository": claim.repository,
+            "claim, %": f"{claim.percent:.2f}",
+            "what": claim.what,
+            "supported by its logs": claim.supported,
+            "its logs reach, whole test set": f"{claim.reached:.2f}",
+            "where the value stands": claim.rests_on,
+        }
+        for claim in audit.judge(logs.published["runs"]).itertuples()
     )
 
 
-def literature(logs: Logs, words) -> pd.DataFrame:
-    rows = [(model, data, top1, Markup(source), Markup(note)) for model, data, top1, source, note in LITERATURE]
-    return pd.DataFrame(rows, columns=["model", "data", "top-1, %", "source", "what to know"])
+def literature(logs: Logs) -> pd.DataFrame:
+    table = logs.published["literature"]
+    table = table.assign(source=table["source"].map(Markup), note=table["note"].map(Markup))  # they hold links
+    return table.rename(columns={"top1": "top-1, %", "note": "what to know"})
 
 
 _PARTS = {
@@ -414,7 +281,6 @@ _PARTS = {
     "start": "start and one step",
 }
 _WHO = {
-    "ours": "here, R-Drop",
     "ours_baseline": "here, one view",
     "pytorch": "PyTorch (timm)",
     "port": "plain Paddle, its own settings",
@@ -427,57 +293,47 @@ _WHO = {
 }
 
 
-def speed(logs: Logs, words) -> pd.DataFrame:
+def speed(logs: Logs) -> pd.DataFrame:
+    def median_and_range(found) -> str:
+        return f"{found['median']:.3g} ({found['lowest']:.3g} to {found['highest']:.3g})"
+
     rows = []
-    paths = sorted((logs.folder / "bench").glob("*.json"), key=lambda path: [*_PARTS, path.stem].index(path.stem))
-    for path in paths:
-        part = _PARTS.get(path.stem, path.stem)
-        for name, found in json.loads(path.read_text())["competitors"].items():
+    for part in sorted((logs.folder / "bench").glob("*.json"), key=lambda path: [*_PARTS, path.stem].index(path.stem)):
+        what, ours = _PARTS.get(part.stem, part.stem), "here, R-Drop" if part.stem.startswith("step") else "here"
+        for name, found in json.loads(part.read_text())["competitors"].items():
             if "split" in name:  # views that share blocks have left the code
                 continue
-            who = "here" if name == "ours" and not path.stem.startswith("step") else _WHO.get(name, name)
-            ratio, rate = found["ratio_to_ours"], found.get("images_per_second")
+            rate = found.get("images_per_second")
             rows.append(
-                (
-                    part,
-                    who,
-                    f"{found['median']:.3g} ({found['lowest']:.3g} to {found['highest']:.3g})",
-                    f"{ratio['median']:.3g} ({ratio['lowest']:.3g} to {ratio['highest']:.3g})",
-                    f"{rate:,.3g}" if rate else "-",
-                    f"{found['memory_peak_bytes'] / 1e9:.2f}",
-                    found["n"],
-                )
+                {
+                    "what": what,
+                    "who": ours if name == "ours" else _WHO.get(name, name),
+                    "seconds": median_and_range(found),
+                    "time, ours = 1": median_and_range(found["ratio_to_ours"]),
+                    "images/s": f"{rate:,.3g}" if rate else "-",
+                    "peak GB": f"{found['memory_peak_bytes'] / 1e9:.2f}",
+                    "n": found["n"],
+                }
             )
-            part = ""
-    return pd.DataFrame(rows, columns=["what", "who", "seconds", "time, ours = 1", "images/s", "peak GB", "n"])
+            what = ""
+    return pd.DataFrame(rows)
 
 
-def arms_commands(logs: Logs, words) -> pd.DataFrame:
+def arms_commands(logs: Logs) -> pd.DataFrame:
     rows = []
     for (study, arm), own in logs.studies.groupby(["study", "arm"], sort=False):
-        run = own.iloc[0]
-        threads = f"OMP_NUM_THREADS={run['threads']} "
-        rows.append(
-            (f"study/{study}-{arm}-seed*", ", ".join(map(str, own["seed"])), code(threads + results.command(run)))
-        )
-    for _, run in logs.runs[logs.runs["name"].str.startswith("evidence/")].iterrows():
+        repeat = f"OMP_NUM_THREADS={own['threads'].iloc[0]} {results.command(own.iloc[0])}"
+        rows.append((f"study/{study}-{arm}-seed*", ", ".join(map(str, own["seed"])), code(repeat)))
+    for run in logs.runs[logs.runs["name"].str.startswith("evidence/")].to_dict("records"):
         rows.append((run["name"], run["seed"], code(results.command(run))))
-    return pd.DataFrame(rows, columns=["runs", "seeds N", "command"])
+    return pd.DataFrame(rows, columns=("runs", "seeds N", "command"))
 
 
 TABLES = {
-    "first": first,
-    "kl": kl,
-    "arms": arms,
-    "differences": differences,
-    "seeds": seeds,
-    "tuning": tuning,
-    "audit": audited,
-    "claims": claims,
-    "literature": literature,
-    "speed": speed,
-    "arms_commands": arms_commands,
+    table.__name__: table
+    for table in (first, kl, arms, differences, seeds, tuning, claims, literature, speed, arms_commands)
 }
+TABLES["audit"] = audited
 
 
 # ---- pages
@@ -485,26 +341,24 @@ TABLES = {
 
 def fresh(text: str, name: str, logs: Logs) -> str:
     """The text of a page with its tables as logs/ give them. Raises UserError for markers that do not fit."""
-    chinese = CN if name.endswith("_cn.md") else {}
     parts, position = [], 0
     for marker in _MARKER.finditer(text):
         end = text.find(END, marker.end())
-        following = _MARKER.search(text, marker.end())
-        if end < 0 or marker.start() < position or (following and following.start() < end):
+        if end < 0 or marker.start() < position or _MARKER.search(text, marker.end(), end):
             raise UserError(f"{name}: below the line {marker[0]} the line {END} is missing; restore it")
         if marker[1] not in TABLES:
             raise UserError(f"{name}: there is no table {marker[1]!r}: {near(marker[1], TABLES)}")
-        table = TABLES[marker[1]](logs, lambda word: chinese.get(word, word))
-        parts += [text[position : marker.end()], f"\n\n{markdown(table)}\n\n"]
+        table = markdown(TABLES[marker[1]](logs), chinese=name.endswith("_cn.md"))
+        parts += [text[position : marker.end()], f"\n\n{table}\n\n"]
         position = end
     return "".join(parts) + text[position:]
 
 
 def stale_line(old: str, new: str) -> int:
     """The number of the first line in which two texts differ."""
-    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
-    same = next((number for number, (one, other) in enumerate(pairs) if one != other), None)
-    return (min(len(old.splitlines()), len(new.splitlines())) if same is None else same) + 1
+    lines, others = old.splitlines(), new.splitlines()
+    pairs = enumerate(zip(lines, others, strict=False), 1)
+    return next((number for number, (one, other) in pairs if one != other), min(len(lines), len(others)) + 1)
 
 
 # ---- two runs

@@ -1,6 +1,7 @@
 """logs/ as tables: runs, arms of the studies, paired differences.
 
     python -m reproduce.results [FOLDER]      every finished run below FOLDER (default: logs/), one line each
+    python -m reproduce.results logs/RUN      recall and precision of each class of a run, and the confusion matrix
 
 All functions return pandas tables. Accuracies and calibration errors are shares of 1, NLL is in nats, times in seconds.
 Intervals are Student's t at 95 %; a column `X_half` is half the width of the interval of the mean in column `X`.
@@ -19,7 +20,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from common.errors import UserError
+from common.archives import check_members
+from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
 from reproduce.run_log import read_metrics
@@ -27,16 +29,15 @@ from reproduce.run_log import read_metrics
 LOGS = ROOT / "logs"
 CITED = ("evidence", "study")  # folders of logs/ whose runs READMEs and docs show; all others are their user's own
 MEASURES = ("accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last")
+COUNTS = ("test_images", "correct", "correct_last")
 BINS = 15  # of confidence, as in evaluate.py
-# Settings that do not change what a run means, and those that have no meaning with one view.
-_NOT_MEANT = (
-    "name",
-    "summary",
-    "seed",
+_SHOWN_CLASSES = 30  # that a confusion matrix fits on a screen
+# Settings that do not define a run: what it is called, where it is computed, options of earlier commits. Those of two
+# views have no meaning with one.
+_LABELS = ("name", "summary", "seed")
+_HARDWARE = (
     "micro_batch_size",
     "recompute",
-    "fused",
-    "resident",
     "eval_batch_size",
     "device",
     "workers",
@@ -44,6 +45,7 @@ _NOT_MEANT = (
     "save_every",
     "log_every",
 )
+_GONE = ("fused", "resident")
 _OF_TWO_VIEWS = ("alpha", "kl_sum_over", "loss_form", "views_split_at")
 
 
@@ -104,24 +106,10 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     headers = sorted({path for folder in below for path in (logs / folder).rglob("run.json")})
     headers = [path for path in headers if ".old-" not in str(path.relative_to(logs))]
     rows = [row for row in (_row(path, logs) for path in headers) if row]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    return pd.DataFrame(rows, columns=(*_COLUMNS, *COUNTS, *MEASURES))
 
 
-_COLUMNS = (
-    "name",
-    "path",
-    "recipe",
-    "settings",
-    "dataset",
-    "seed",
-    "seconds",
-    "threads",
-    "command",
-    "test_images",
-    "correct",
-    "correct_last",
-    *MEASURES,
-)
+_COLUMNS = ("name", "path", "recipe", "settings", "meaning", "seed", "steps", "rate", "seconds", "threads", "command")
 
 
 def _row(path: Path, logs: Path) -> dict | None:
@@ -132,35 +120,45 @@ def _row(path: Path, logs: Path) -> dict | None:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
         best, last = result["best"]["test"], result["last"]["test"]
-        if best["total"] != last["total"]:
-            raise ValueError("best and last weights were not tested on the same number of images")
+        for found in (best, last):
+            if found["total"] != best["total"] or abs(found["accuracy"] - found["correct"] / found["total"]) > 1e-9:
+                raise ValueError("its counts of images do not fit each other")
         return {
             "name": path.parent.relative_to(logs).as_posix(),
             "path": path.parent,
             "recipe": recipe["name"],
             "settings": recipe,
-            "dataset": recipe["dataset"],
+            "meaning": _meaning(recipe),
+            "class_names": [printable(str(name)) for name in header.get("class_names", [])],
             "seed": int(recipe["seed"]),
+            "steps": int(recipe["num_steps"]),
+            "rate": float(recipe["learning_rate"]),
             "seconds": float(header["seconds"]),
             "threads": int(machine["settings"]["OMP_NUM_THREADS"].split(",")[0]),  # "4,2" is of nested loops
-            "command": machine["command"],
+            "command": shlex.split(machine["command"].strip()),
             "test_images": int(best["total"]),
             "correct": int(best["correct"]),
             "correct_last": int(last["correct"]),
             **{name: float(best[name]) for name in ("accuracy", "nll", "ece")},
             **{f"{name}_last": float(last[name]) for name in ("accuracy", "nll", "ece")},
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        detail = f"it has no {problem}" if isinstance(problem, KeyError) else (str(problem).splitlines() or ["odd"])[0]
-        raise UserError(f"{path}: not the header of a run ({detail}); restore it, or move its folder away") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
+        raise UserError(
+            f"{path}: not the header of a run ({_detail(problem)}); restore it, or move its folder away"
+        ) from None
 
 
-def meaning(recipe: dict) -> dict:
-    """The recorded settings that define a run, but for its seed."""
-    left_out = {*_NOT_MEANT, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
+def _detail(problem: Exception) -> str:
+    """What is wrong, in a line."""
+    text = printable(str(problem))[:120]
+    return f"it has no {text}" if isinstance(problem, KeyError) else text or "it is damaged"
+
+
+def _meaning(recipe: dict) -> dict:
+    """The recorded settings that define a run, but for its seed. The same file may lie elsewhere."""
+    left_out = {*_LABELS, *_HARDWARE, *_GONE, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
     found = {name: value for name, value in recipe.items() if name not in left_out}
-    files = {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
-    return found | files  # the same file may lie elsewhere
+    return found | {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
 
 
 def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
@@ -178,7 +176,7 @@ def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
         if run["recipe"] != study.recipe or run["seed"] != int(match[3]):
             raise UserError(
                 f"logs/{name}: its name says recipe {study.recipe} and seed {match[3]}, its run.json "
-                f"{run['recipe']} and {run['seed']}; give the folder its own name"
+                f"{run['recipe']!r:.40} and {run['seed']}; give the folder its own name"
             )
         found.loc[index, ["study", "arm"]] = match[1], match[2]
     found = found[found["study"] != ""]
@@ -191,14 +189,14 @@ def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _check_same(arm: pd.DataFrame) -> None:
     """Raise UserError unless the runs of an arm differ by the seed alone."""
-    first = meaning(arm["settings"].iloc[0])
-    for run in arm.itertuples():
-        own = meaning(run.settings)
-        for name in first.keys() & own.keys():
-            if own[name] != first[name]:
+    first = arm.iloc[0]
+    for run in arm.to_dict("records"):
+        for name, value in first["meaning"].items():
+            own = run["meaning"].get(name, value)  # a run from before there was such a setting had its default
+            if own != value:
                 raise UserError(
-                    f"logs/{run.name}: has {name} {own[name]} where {arm['name'].iloc[0]} has "
-                    f"{first[name]}; runs of an arm differ by the seed alone"
+                    f"logs/{run['name']}: has {name} {own!r:.40} where {first['name']} has {value!r:.40}; runs of an "
+                    "arm differ by the seed alone"
                 )
 
 
@@ -219,8 +217,8 @@ def arms(runs: pd.DataFrame) -> pd.DataFrame:
     for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
         row = {"study": study, "arm": arm, "label": STUDIES[study].arms[arm], "n": len(own)}
         row["seconds"] = own["seconds"].mean()
-        rows.append(row | _means(own[list(MEASURES)]))
-    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *_with_halves()))
+        rows.append(row | means(own))
+    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *with_halves()))
 
 
 def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
@@ -236,15 +234,17 @@ def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
         for arm, table in tables.items():
             pairs = table.sub(reference).dropna() if reference is not None else table[:0]
             if len(pairs):
-                rows.append({"study": study, "arm": arm, "n": len(pairs)} | _means(pairs))
-    return pd.DataFrame(rows, columns=("study", "arm", "n", *_with_halves()))
+                rows.append({"study": study, "arm": arm, "n": len(pairs)} | means(pairs))
+    return pd.DataFrame(rows, columns=("study", "arm", "n", *with_halves()))
 
 
-def _with_halves() -> list[str]:
+def with_halves() -> list[str]:
+    """The columns of `means`."""
     return [name for measure in MEASURES for name in (measure, f"{measure}_half")]
 
 
-def _means(values: pd.DataFrame) -> dict:
+def means(values: pd.DataFrame) -> dict:
+    """Mean and half width of each of MEASURES; NaN where there are no values."""
     found = {}
     for measure in MEASURES:
         found[measure] = values[measure].mean()
@@ -270,11 +270,7 @@ def command(run) -> str:
     """
     settings = run["settings"]
     paths = ("data_dir", "pretrained", "second_pretrained", "seed")
-    try:
-        words = shlex.split(run["command"])
-    except ValueError:
-        words = []
-    named = [word[2:].split("=")[0] for word in words if word.startswith("--")]
+    named = [word[2:].split("=")[0] for word in run["command"] if word.startswith("--")]
     options = [f"--{name} {shlex.quote(str(settings[name]))}" for name in named if name in settings.keys() - {*paths}]
     return " ".join(["bash run_train.sh", shlex.quote(str(settings["name"])), *options, "--seed N"])
 
@@ -295,14 +291,13 @@ def tuning(logs: Path = LOGS) -> pd.DataFrame:
         records = [row for row in read_metrics(run["path"]) if "validation/accuracy" in row]
         if not match or not records:
             continue
-        settings = run["settings"]
         rows.append(
             {
                 "folder": run["name"],
                 "study": {"few": "cifar100_few", "102": "cifar100_102", None: "cifar100"}[match[1]],
                 "arm": match[2] or "baseline",
-                "steps": settings["num_steps"],
-                "rate": settings["learning_rate"],
+                "steps": run["steps"],
+                "rate": run["rate"],
                 "accuracy": records[-1]["validation/accuracy"],
                 "nll": records[-1]["validation/nll"],
             }
@@ -325,38 +320,35 @@ def read_predictions(run: Path) -> pd.DataFrame:
     Raises UserError when `run` is no such folder, or its predictions are missing, damaged or not those of its run.json.
     """
     run = Path(run)
-    try:
-        header = json.loads((run / "run.json").read_text())
-        counts = header["result"]["best"]["test"] if header["finished"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(
-            f"{run}: not the folder of an evaluated run (no run.json with a test result); give one such "
-            "as logs/evidence/digits"
-        ) from None
-    if counts is None:
-        raise UserError(f"{run}: this run has not finished; continue it with the command in its run.json")
+    if not (run / "run.json").exists():
+        raise UserError(f"{run}: not the folder of a run (no run.json); give one such as logs/evidence/digits")
+    row = _row(run / "run.json", run.parent)
+    if row is None:
+        raise UserError(f"{run}: this run has not finished, or was not evaluated; continue it with its own command")
     path = run / "predictions.npz"
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path}: no such file; copy it from where the run was trained, or train it again")
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, path, most_growth=100)
         with np.load(path, allow_pickle=False) as file:
-            found = pd.DataFrame(
-                {
-                    "label": file["labels"],
-                    "predicted": file["top5"][:, 0],
-                    "confidence": file["confidence"],
-                    "nll": file["nll"],
-                }
-            )
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
-        detail = (str(problem).strip("'\"").splitlines() or ["damaged"])[0]
-        raise UserError(f"{path}: not readable as predictions ({detail}); copy it again from the run") from None
+            columns = (file["labels"], file["top5"][:, 0], file["confidence"].astype(float), file["nll"].astype(float))
+        found = pd.DataFrame(dict(zip(("label", "predicted", "confidence", "nll"), columns, strict=True)))
+        classes = found[["label", "predicted"]]
+        if not all(map(pd.api.types.is_integer_dtype, classes.dtypes)) or (classes < 0).any(axis=None):
+            raise ValueError("its classes are not numbers from 0 on")
+        if not (found["confidence"].between(0, 1 + 1e-6) & found["nll"].between(-1e-6, 1e9)).all():
+            raise ValueError("its confidences and NLL are not those of probabilities")
+    except (OSError, ValueError, LookupError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as problem:
+        raise UserError(
+            f"{path}: not readable as predictions ({_detail(problem)}); copy it again from the run"
+        ) from None
     found["hit"] = found["label"] == found["predicted"]
     correct, total = int(found["hit"].sum()), len(found)
-    if (correct, total) != (counts["correct"], counts["total"]):
+    if (correct, total) != (row["correct"], row["test_images"]):
         raise UserError(
-            f"{path}: has {correct:,} of {total:,} images right, run.json says {counts['correct']:,} of "
-            f"{counts['total']:,}; the two are not of one run, copy both again"
+            f"{path}: has {correct:,} of {total:,} images right, run.json says {row['correct']:,} of "
+            f"{row['test_images']:,}; the two are not of one run, copy both again"
         )
     return found
 
@@ -370,15 +362,54 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Images by class (rows) and predicted class (columns)."""
+    classes = sorted({*predictions["label"], *predictions["predicted"]})
+    counts = pd.crosstab(predictions["label"], predictions["predicted"])
+    return counts.reindex(index=classes, columns=classes, fill_value=0)
+
+
+def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
+    """Of each class: images, how many are right, recall and precision in %, and the class it is most taken for."""
+    counts, right = matrix.to_numpy(), np.diag(matrix)
+    wrong = counts - np.diag(right)
+    taken_for = [f"{matrix.columns[row.argmax()]} ({row.max()})" if row.any() else "-" for row in wrong]
+    with np.errstate(invalid="ignore"):  # a class without images has no recall, one never predicted no precision
+        recall, precision = 100 * right / counts.sum(axis=1), 100 * right / counts.sum(axis=0)
+    columns = {"images": counts.sum(axis=1), "right": right, "recall, %": recall, "precision, %": precision}
+    return pd.DataFrame({**columns, "most taken for": taken_for}, index=matrix.index.rename("class"))
+
+
+def describe_classes(run: Path) -> str:
+    """`per_class` of a run as text, the worst class first, and the confusion matrix of at most 30 classes."""
+    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
+    matrix = confusion(read_predictions(run))
+    if names and matrix.index.max() < len(names):
+        matrix = matrix.rename(index=names.__getitem__, columns=names.__getitem__)
+    classes = per_class(matrix).sort_values("recall, %", kind="stable")
+    parts = [classes.to_string(float_format="{:.2f}".format)]
+    if len(matrix) <= _SHOWN_CLASSES:
+        parts.append("Images by class (rows) and predicted class (columns):")
+        parts.append(matrix.rename_axis(index=None, columns=None).to_string())
+    return "\n\n".join(parts)
+
+
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m reproduce.results", description="Print the finished runs of a folder.")
-    parser.add_argument("folder", nargs="?", default=str(LOGS), help="folder with runs, at any depth (default logs/)")
+    about = (
+        "Print the finished runs of a folder; or of one run recall and precision by class, and the confusion matrix."
+    )
+    parser = Parser(prog="python -m reproduce.results", description=about)
+    parser.add_argument("folder", nargs="?", default=str(LOGS), help="folder of runs, or of one run (default logs/)")
     folder = Path(parse(parser, argv).folder)
+    if (folder / "run.json").exists():
+        print(describe_classes(folder))
+        return
     runs = find_runs(folder)
     if runs.empty:
         raise UserError(f"{folder}: no finished run in it; train one with bash run_train.sh")
-    shown = runs[["name", "recipe", "seed", "test_images", "correct", "correct_last", *MEASURES]]
-    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4f}"))
+    shown = runs[["name", "recipe", "seed", *COUNTS, *MEASURES]]
+    shown = shown.assign(name=shown["name"].map(printable), recipe=shown["recipe"].map(str).map(printable))
+    print(shown.to_string(index=False, float_format="{:.4f}".format))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class Run:
         header = {
             **self._provenance,
             "images": images,
+            "class_names": data.class_names,
             "machine": machine(),
             "continued_after_step": self.step,
             "finished": False,

@@ -19,6 +19,7 @@ from visualdl.component.base_component import hparam, scalar
 from visualdl.writer.record_writer import RecordWriter
 
 from common.atomic import atomic_write
+from common.errors import UserError
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 
 _PACKAGES = (
@@ -154,17 +155,30 @@ def _earlier_starts(folder: Path) -> list[dict]:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The records of a run, in order. A last line cut short by a kill is left out."""
+    """The records of a run, in order. A last line cut short by a kill is left out.
+
+    Raises UserError for any other line that is no record: an object of numbers that has a whole "step".
+    """
     path = folder / "metrics.jsonl"
     if not path.exists():
         return []
+    lines = path.read_text(errors="replace").splitlines()
     rows = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if rows and number == len(lines):
+                break
+            row = None
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
+            raise UserError(f"{path}, line {number}: not a record of a run; restore the file, or move its folder away")
+        rows.append(row)
     return rows
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float)
 
 
 def machine() -> dict:

@@ -17,6 +17,7 @@ def make_run(logs: Path, run: str, /, wrong=10, *, like: str = "digits", nll: fl
 
     wrong: how many of its test images, from the first on, it gets wrong, or their indices.
     nll: of every image; None keeps the real ones.
+    The last weights are the best ones.
     """
     folder = logs / run
     folder.mkdir(parents=True)
@@ -35,9 +36,15 @@ def make_run(logs: Path, run: str, /, wrong=10, *, like: str = "digits", nll: fl
         found["nll"] = np.full_like(found["nll"], nll)
     made = Evaluation(**found)
     made.save(folder / "predictions.npz")
-    header["result"]["best"]["test"] = made.metrics()
+    header["result"]["best"]["test"] = header["result"]["last"]["test"] = made.metrics()
     save_header(folder, header)
     return folder
+
+
+def make_arm(logs: Path, arm: str, wrong, first_seed: int = 1, **recipe) -> None:
+    """Runs study/ARM-seedN for the seeds from `first_seed` on, with that many wrong test images each."""
+    for seed, count in enumerate(wrong, first_seed):
+        make_run(logs, f"study/{arm}-seed{seed}", count, seed=seed, **recipe)
 
 
 def save_header(folder: Path, header: dict) -> None:

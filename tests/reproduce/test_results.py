@@ -1,28 +1,29 @@
-"""Runs on record: the table of them, groups over seeds, and R-Drop beside its baseline."""
+"""Runs on record as tables: finished runs, arms over their seeds, differences seed by seed, tuning, predictions."""
 
 import dataclasses
 import json
 import math
+import shlex
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
-from conftest import assert_user_error
-from making_runs import EVIDENCE, change_header, make_run
+from making_runs import EVIDENCE, change_header, make_arm, make_run
 from scipy import stats
 
 from common.errors import UserError
-from reproduce import ROOT
-from reproduce.evaluate import expected_calibration_error
-from reproduce.predictions import BINS, read_predictions, reliability
+from reproduce import ROOT, results
 from reproduce.recipes import Recipe
-from reproduce.results import CITED, HARDWARE, find_groups, find_pairs, find_runs, main_pair, summary
+from reproduce.results import find_runs, read_predictions, study_runs
+from reproduce.run_log import read_metrics
+
+ONE_VIEW = {"num_views": 1}
 
 
-def groups_of(logs):
-    return find_groups(find_runs(logs))
-
-
-# ---- the table
+# ---- runs
 
 
 def test_a_row_has_what_run_json_says():
@@ -31,11 +32,8 @@ def test_a_row_has_what_run_json_says():
     header, row = json.loads((EVIDENCE / "digits" / "run.json").read_text()), runs.loc["digits"]
     best, last = header["result"]["best"]["test"], header["result"]["last"]["test"]
     assert (row["accuracy"], row["nll"], row["ece"]) == (best["accuracy"], best["nll"], best["ece"])
-    assert (row["accuracy_last"], row["nll_last"]) == (last["accuracy"], last["nll"])
-    assert (row["recipe"], row["seed"], row["steps"], row["image_size"]) == ("digits", 42, 1000, 8)
-    assert (row["num_views"], row["alpha"], row["kl_sum_over"], row["precision"]) == (2, 1.0, 1, "fp32")
-    assert (row["processor"], row["gpu"], row["processes"]) == (header["machine"]["processor"], None, 1)
-    assert row["commit"] == header["machine"]["git_commit"] and not row["dirty"]
+    assert (row["accuracy_last"], row["nll_last"], row["correct_last"]) == (last["accuracy"], last["nll"], 488)
+    assert (row["recipe"], row["seed"], row["test_images"], row["threads"]) == ("digits", 42, 500, 2)
     assert (row["seconds"], row["path"]) == (header["seconds"], EVIDENCE / "digits")
 
 
@@ -49,193 +47,330 @@ def test_runs_are_found_at_any_depth_and_only_finished_and_evaluated_ones(tmp_pa
     assert find_runs(tmp_path, ("evidence",)).empty
 
 
-def test_the_hardware_settings_are_those_of_the_recipes():
-    assert set(HARDWARE) == {field.name for field in dataclasses.fields(Recipe) if field.metadata.get("hardware")}
-
-
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
         ("{", "Expecting property name"),
         ("[]", "list indices"),
-        ('{"finished": true, "result": {"best": {}}}', "recipe"),
+        ("[" * 100_000, "recursion"),
+        ('{"finished": true, "result": {"best": {}}}', "it has no 'recipe'"),
+        (
+            '{"finished": true, "result": {"best": {"test": 3}, "last": {"test": 3}}, "recipe": {}, "machine": {}}',
+            "int",
+        ),
     ],
 )
-def test_a_damaged_header_is_named_in_one_line(command, tmp_path, content, fragment):
-    make_run(tmp_path, "good")
+def test_a_damaged_header_is_named_in_one_line(tmp_path, content, fragment):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.json").write_text(content)
-    with pytest.raises(UserError, match=f"bad/run.json: not the header of a run .*{fragment}"):
+    with pytest.raises(UserError, match=f"bad/run.json: not the header of a run .*{fragment}") as error:
         find_runs(tmp_path)
+    assert "\n" not in str(error.value)
 
 
-def test_the_command_prints_runs_and_groups_or_one_line(command, tmp_path):
-    for seed in (1, 2):
-        make_run(tmp_path, f"one-{seed}", wrong=seed * 5, seed=seed)
-    done = command("reproduce.results", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "one-2" in done.stdout and "digits, R-Drop, alpha 1: 98.50 % ± " in done.stdout
-    assert_user_error(command("reproduce.results", tmp_path / "none"), "none: no such folder")
+def test_the_command_prints_runs_or_one_line(tmp_path, capsys):
+    make_run(tmp_path, "one", 5)
+    results.main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "one digits" in printed and "0.9900" in printed
+    for folder, fragment in (("none", "none: no such folder"), ("one/x", "one/x: no finished run in it")):
+        (tmp_path / "one" / "x").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=fragment):
+            results.main([str(tmp_path / folder)])
 
 
-# ---- groups
+def test_training_and_its_picture_load_no_reader_of_logs(tmp_path):
+    code = f"""
+import sys, reproduce.train
+from pathlib import Path
+from reproduce.curves import draw_run
+draw_run(Path("logs/evidence/digits"), Path({str(tmp_path / "picture.png")!r}))
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    readers = {f"reproduce.{name}" for name in ("results", "report", "plot", "audit")}
+    assert not {"pandas", "scipy", *readers} & set(done.stdout.split())
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
-def test_seeds_of_one_recipe_are_a_group_with_students_interval(tmp_path):
-    wrong = [5, 10, 12, 4, 9]
-    for seed, count in enumerate(wrong):
-        make_run(tmp_path, f"run-{seed}", count, seed=seed)
-    (group,) = groups_of(tmp_path)
-    values = 1 - np.array(wrong) / 500
-    found = group.of("accuracy")
-    assert (found.n, list(group.runs["seed"])) == (5, [0, 1, 2, 3, 4])
-    low, high = stats.t.interval(0.95, 4, values.mean(), stats.sem(values))
-    assert found.mean == pytest.approx(values.mean()) and found.half_width == pytest.approx((high - low) / 2)
-    assert (found.low, found.high) == pytest.approx((values.min(), values.max()))
+# ---- arms and differences
 
 
-def test_one_run_has_no_interval():
-    found = summary([0.5])
-    assert found[:2] == (1, 0.5) and math.isnan(found.half_width)
+def test_an_arm_has_the_mean_of_its_seeds_and_students_interval(tmp_path):
+    make_arm(tmp_path, "digits-rdrop_1", [5, 10, 15])
+    runs = study_runs(find_runs(tmp_path))
+    assert list(runs["seed"]) == [1, 2, 3]
+    (arm,) = results.arms(runs).to_dict("records")
+    assert (arm["study"], arm["label"], arm["n"]) == ("digits", "R-Drop 1", 3)
+    assert arm["accuracy"] == pytest.approx(0.98)
+    assert arm["accuracy_half"] == pytest.approx(4.302653 * 0.01 / 3**0.5)  # t of 2 degrees; SD of 0.97, 0.98, 0.99
+    low, high = stats.t.interval(0.95, 2, 0.98, stats.sem([0.97, 0.98, 0.99]))
+    assert arm["accuracy_half"] == pytest.approx((high - low) / 2)
+    assert math.isnan(results.half_width([0.5]))
 
 
-def test_a_seed_that_was_run_twice_counts_once(tmp_path):
-    make_run(tmp_path, "later", 50, seed=1)
-    make_run(tmp_path, "zz-earlier", 5, seed=1)
-    make_run(tmp_path, "other", 5, seed=2)
-    change_header(tmp_path / "later", lambda header: header["machine"].update(started="2030-01-01T00:00:00+00:00"))
-    (group,) = groups_of(tmp_path)
-    assert list(group.runs["name"]) == ["zz-earlier", "other"] and group.repeated == ("later",)
-
-
-def test_only_what_changes_the_meaning_makes_another_group(tmp_path):
-    make_run(tmp_path, "a", seed=1)
-    make_run(tmp_path, "b", seed=2, micro_batch_size=8, workers=0, pretrained="")
-    make_run(tmp_path, "c", seed=3, num_steps=2000, warmup_steps=200, eval_every=200)
-    make_run(tmp_path, "d", seed=4, alpha=0.3)
-    make_run(tmp_path, "e", seed=5, num_views=1, alpha=0.3)
-    make_run(tmp_path, "f", seed=6, num_views=1, alpha=9.0, kl_sum_over=4)  # one view: both mean nothing
-    found = {group.arm(): list(group.runs["name"]) for group in groups_of(tmp_path)}
-    assert found == {
-        "baseline": ["e", "f"],
-        "R-Drop, alpha 0.3": ["d"],
-        "R-Drop, alpha 1": ["a", "b"],
-        "R-Drop, alpha 1, 2,000 steps": ["c"],
-    }
-    runs = find_runs(tmp_path).set_index("name")
-    assert runs.loc["c", "changed"] == {"num_steps": 2000}
-    assert (runs.loc["a", "changed"], runs.loc["e", "changed"]) == ({}, {"num_views": 1})
-
-
-def test_the_same_pretrained_file_elsewhere_is_the_same_group(tmp_path):
-    for seed, path in enumerate(("checkpoints/pretrained/x.npz", "../elsewhere/x.npz", "y.npz")):
-        make_run(tmp_path, str(seed), seed=seed, pretrained=path)
-    assert sorted(len(group.runs) for group in groups_of(tmp_path)) == [1, 2]
-
-
-def test_a_run_from_before_a_setting_had_its_default(tmp_path):
-    old = make_run(tmp_path, "old", seed=1)
-    change_header(old, lambda header: header["recipe"].pop("views_split_at", None))
-    make_run(tmp_path, "off", seed=2, views_split_at=0)
-    assert [len(group.runs) for group in groups_of(tmp_path)] == [2]
-    make_run(tmp_path, "on", seed=3, views_split_at=6)
-    assert sorted(len(group.runs) for group in groups_of(tmp_path)) == [1, 2]
-
-
-def test_every_run_on_record_has_every_setting_or_its_default():
-    """A new setting whose default is not named in results.py would part older runs from newer ones."""
-    meaning = {field.name for field in dataclasses.fields(Recipe)} - {"name", "summary", "seed", *HARDWARE}
-    for _, run in find_runs(ROOT / "logs", CITED).iterrows():
-        one_view = set() if run["num_views"] > 1 else {"alpha", "kl_sum_over", "loss_form", "views_split_at"}
-        assert run["settings"].keys() == meaning - one_view, run["name"]
-
-
-def test_names_of_arms(tmp_path):
-    make_run(tmp_path, "a", alpha=0.0)
-    make_run(tmp_path, "b", alpha=0.3, kl_sum_over=32)
-    make_run(tmp_path, "c", alpha=0.5, loss_form="mean")
-    make_run(tmp_path, "d", alpha=0.7, views_split_at=6)
-    found = {group.arm(): group.strength for group in groups_of(tmp_path)}
-    assert found == {"two views without KL": 0, "R-Drop, alpha 0.5, views averaged": 0.5,
-                     "R-Drop, alpha 0.7, first 6 blocks shared": 0.7,
-                     "R-Drop, alpha 0.3, KL summed over 32": pytest.approx(9.6)}  # fmt: skip
-
-
-# ---- pairs
-
-
-def test_a_pair_is_compared_seed_by_seed(tmp_path):
-    for seed, (rdrop, baseline) in enumerate([(5, 8), (10, 14), (7, 9), (20, None)]):
-        make_run(tmp_path, f"rdrop-{seed}", rdrop, seed=seed, nll=0.1)
-        if baseline is not None:
-            make_run(tmp_path, f"baseline-{seed}", baseline, seed=seed, num_views=1, nll=0.2)
-    (pair,) = find_pairs(groups_of(tmp_path))
-    assert pair.seeds == [0, 1, 2] and pair.against == "steps"
-    found = pair.difference("accuracy")
+def test_differences_are_taken_seed_by_seed(tmp_path):
+    make_arm(tmp_path, "digits-two_views", [8, 14, 9], nll=0.2)
+    make_arm(tmp_path, "digits-rdrop_1", [5, 10, 7, 99], nll=0.1)  # its seed 4 has no partner
+    make_arm(tmp_path, "digits-baseline", [9], first_seed=7, **ONE_VIEW)  # no common seed
+    (found,) = results.differences(study_runs(find_runs(tmp_path)), "two_views").to_dict("records")
+    assert (found["arm"], found["n"]) == ("rdrop_1", 3)
     gains = np.array([3, 4, 2]) / 500
-    assert found.n == 3 and found.mean == pytest.approx(gains.mean())
-    assert found.half_width == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(gains))
-    assert pair.difference("nll").mean == pytest.approx(-0.1)
+    assert found["accuracy"] == pytest.approx(gains.mean())
+    assert found["accuracy_half"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(gains))
+    assert found["nll"] == pytest.approx(-0.1)
 
 
-def test_a_baseline_of_twice_the_steps_costs_the_same_and_any_other_is_none(tmp_path):
-    make_run(tmp_path, "rdrop")
-    make_run(tmp_path, "same", num_views=1)
-    make_run(tmp_path, "twice", num_views=1, num_steps=2000, warmup_steps=200, eval_every=200)
-    make_run(tmp_path, "twice-rate", num_views=1, num_steps=2000, learning_rate=0.2)
-    make_run(tmp_path, "thrice", num_views=1, num_steps=3000)
-    make_run(tmp_path, "rate", num_views=1, learning_rate=0.2)
-    make_run(tmp_path, "seed", num_views=1, seed=1, momentum=0.5)
-    found = [(pair.reference.runs["name"].item(), pair.against) for pair in find_pairs(groups_of(tmp_path))]
-    assert found == [("same", "steps"), ("twice", "compute")]
+def test_arms_stand_in_the_order_of_their_study_and_unknown_runs_are_left_out(tmp_path):
+    for arm in ("digits-rdrop_3", "digits-baseline", "digits-mine", "mine-baseline"):
+        make_arm(tmp_path, arm, [3], **(ONE_VIEW if "baseline" in arm else {}))
+    make_run(tmp_path, "study/own")
+    assert list(study_runs(find_runs(tmp_path))["arm"]) == ["baseline", "rdrop_3"]
 
 
-def test_shared_blocks_stand_beside_the_r_drop_of_their_strength(tmp_path):
-    make_run(tmp_path, "weak", alpha=0.3)
-    make_run(tmp_path, "strong", alpha=0.3, kl_sum_over=8)
-    make_run(tmp_path, "shared", alpha=0.3, kl_sum_over=8, views_split_at=2)
-    make_run(tmp_path, "no-kl", alpha=0.0)
-    make_run(tmp_path, "averaged", alpha=0.0, loss_form="mean")
-    found = {(p.arm.first("name"), p.reference.first("name"), p.against) for p in find_pairs(groups_of(tmp_path))}
-    assert found == {("weak", "no-kl", "no KL"), ("strong", "no-kl", "no KL"), ("shared", "strong", "whole")}
+def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
+    make_run(tmp_path, "study/digits-rdrop_1-seed3", seed=4)
+    with pytest.raises(
+        UserError, match=r"digits-rdrop_1-seed3: its name says recipe digits and seed 3, .* 'digits' and 4"
+    ):
+        study_runs(find_runs(tmp_path))
 
 
-def test_headline_and_its_baseline_are_a_pair_though_their_names_differ(tmp_path):
-    make_run(tmp_path, "a", name="cifar100_vit_b16_rdrop")
-    make_run(tmp_path, "b", name="cifar100_vit_b16_baseline", num_views=1)
-    assert len(find_pairs(groups_of(tmp_path))) == 1
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"alpha": 0.5}, "has alpha 0.5 where .*seed1 has 1.0"),
+        ({"learning_rate": 0.2}, "learning_rate"),
+        ({"pretrained": "there/y.npz"}, "pretrained 'y.npz'"),
+        ({"micro_batch_size": 8, "workers": 0, "device": "cpu"}, None),  # where it is computed means nothing
+        ({"pretrained": "there/x.npz"}, None),  # the same file elsewhere
+    ],
+)
+def test_runs_of_an_arm_differ_by_the_seed_alone(tmp_path, settings, fragment):
+    make_run(tmp_path, "study/digits-rdrop_1-seed1", seed=1, pretrained="here/x.npz")
+    make_run(tmp_path, "study/digits-rdrop_1-seed2", seed=2, **{"pretrained": "here/x.npz"} | settings)
+    runs = find_runs(tmp_path)
+    if fragment is None:
+        assert len(study_runs(runs)) == 2
+    else:
+        with pytest.raises(UserError, match=f"seed2: .*{fragment}"):
+            study_runs(runs)
 
 
-def test_the_main_pair_has_most_seeds_and_a_kl_term(tmp_path):
-    for seed in (1, 2, 3):
-        make_run(tmp_path, f"baseline-{seed}", seed=seed, num_views=1)
-        make_run(tmp_path, f"zero-{seed}", seed=seed, alpha=0.0)
-    for alpha, seeds in ((0.3, (1,)), (1.0, (1, 2))):
-        for seed in seeds:
-            make_run(tmp_path, f"rdrop-{alpha}-{seed}", seed=seed, alpha=alpha)
-    pairs = find_pairs(groups_of(tmp_path))
-    assert [pair.against for pair in pairs] == 3 * ["steps"] + 2 * ["no KL"] and main_pair(
-        pairs, "digits"
-    ).arm.strength == 1.0
-    assert main_pair(pairs, "cifar100_vit_ti16") is None
+def test_the_kl_of_one_view_means_nothing(tmp_path):
+    make_run(tmp_path, "study/digits-baseline-seed1", seed=1, num_views=1, alpha=0.3)
+    make_run(tmp_path, "study/digits-baseline-seed2", seed=2, num_views=1, alpha=9.0, kl_sum_over=4)
+    assert len(study_runs(find_runs(tmp_path))) == 2
+
+
+def test_settings_without_meaning_are_those_that_recipes_call_hardware():
+    hardware = {field.name for field in dataclasses.fields(Recipe) if field.metadata.get("hardware")}
+    assert {*results._HARDWARE} == hardware
+
+
+def test_the_studies_on_record_are_whole():
+    runs = study_runs(find_runs(ROOT / "logs", ("study",)))
+    counts = runs.groupby(["study", "arm"]).size()
+    assert counts["digits"].to_dict() == dict.fromkeys(results.STUDIES["digits"].arms, 10)
+    assert (counts["cifar100"] == 5).all()
+
+
+def test_a_curve_is_the_mean_of_the_seeds_at_the_steps_that_all_have(tmp_path):
+    make_arm(tmp_path, "digits-rdrop_1", [5, 6])
+    for seed, values in ((1, {10: 2.0, 20: 1.0}), (2, {10: 4.0, 20: 2.0, 30: 9.0})):
+        rows = [{"step": step, "train/kl": value} for step, value in values.items()]
+        path = tmp_path / f"study/digits-rdrop_1-seed{seed}" / "metrics.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    found = results.curves(study_runs(find_runs(tmp_path)), "train/kl")
+    assert found[["step", "value"]].to_numpy().tolist() == [[10, 3.0], [20, 1.5]]
+
+
+# ---- the command that repeats a run
+
+
+def test_a_command_has_the_options_that_were_given_without_paths_and_with_any_seed():
+    (run,) = find_runs(EVIDENCE / "cifar100_vit_ti16").to_dict("records")
+    words = "python -m reproduce.train cifar100_vit_ti16 --alpha=0.3 --seed 3 --data_dir /home/x --run a/b"
+    run["command"] = words.split()
+    run["settings"] |= {"alpha": 0.3}
+    assert results.command(run) == "bash run_train.sh cifar100_vit_ti16 --alpha 0.3 --seed N"
+
+
+@pytest.mark.parametrize("words", ["digits; curl x | sh", "digits --alpha '0.3; curl x'", "digits '--$(curl)' 1 --`x`"])
+def test_a_tampered_record_cannot_put_a_program_into_a_command(tmp_path, words):
+    folder = make_run(tmp_path, "run", name=words, alpha="1; curl y")
+    change_header(folder, lambda header: header["machine"].update(command=f"python -m reproduce.train {words}"))
+    (run,) = find_runs(tmp_path).to_dict("records")
+    quoted = shlex.split(results.command(run))  # what a shell would take as words
+    assert quoted[:3] == ["bash", "run_train.sh", words] and quoted[-2:] == ["--seed", "N"]
+    assert quoted[3:-2] in ([], ["--alpha", "1; curl y"])
+
+
+# ---- tuning
+
+
+def test_the_chosen_rate_has_the_highest_accuracy_and_of_equal_ones_the_lowest_nll(tmp_path):
+    rates = {"tuning/102_two_views_rate_0.01": (0.5, 2.0), "tuning/102_two_views_rate_0.02": (0.5, 1.0),
+             "tuning/102_two_views_rate_0.05": (0.4, 0.1), "tuning/102_rdrop_3_rate_0.02": (0.9, 0.1)}  # fmt: skip
+    for name, (accuracy, nll) in rates.items():
+        folder = make_run(tmp_path, name, learning_rate=float(name.split("_")[-1]))
+        row = {"step": 1, "validation/accuracy": accuracy, "validation/nll": nll}
+        (folder / "metrics.jsonl").write_text(json.dumps(row))
+    found = results.tuning(tmp_path).set_index("folder")
+    assert set(found["study"]) == {"cifar100_102"} and set(found["arm"]) == {"two_views", "rdrop_3"}
+    assert list(found.index[found["chosen"]]) == ["tuning/102_two_views_rate_0.02"]  # one rate is no choice
 
 
 # ---- predictions
 
 
+def test_classes_of_a_run_with_a_known_answer(tmp_path, capsys):
+    folder = make_run(tmp_path, "run", 0)
+    labels = read_predictions(folder)["label"].to_numpy()
+    wrong = np.concatenate([np.flatnonzero(labels == 3)[:2], np.flatnonzero(labels == 4)[:1]])
+    folder = make_run(tmp_path, "again", wrong)  # two threes are called 4, one four is called 5
+    names = [f"digit {number}" for number in range(9)] + ["nine\x1b[31m"]
+    change_header(folder, lambda header: header.update(class_names=names))
+    results.main([str(folder)])
+    printed = capsys.readouterr().out
+    counts = np.bincount(labels)
+    found = results.per_class(results.confusion(read_predictions(folder)))
+    assert found.loc[3].tolist() == [counts[3], counts[3] - 2, 100 * (1 - 2 / counts[3]), 100.0, "4 (2)"]
+    assert found.loc[4, "precision, %"] == pytest.approx(100 * (counts[4] - 1) / (counts[4] + 1))
+    assert found.loc[7, "most taken for"] == "-"
+    assert "digit 4 (2)" in printed and "\x1b" not in printed and "nine\\x1b[31m" in printed
+    assert printed.index("digit 3") < printed.index("digit 0")  # the worst class first
+    matrix = printed.split("predicted class (columns):")[1]
+    (row,) = [line for line in matrix.splitlines() if line.startswith("digit 3")]
+    assert row.split()[2:] == ["0", "0", "0", str(counts[3] - 2), "2", "0", "0", "0", "0", "0"]
+
+
+def test_a_class_that_is_never_predicted_has_no_precision():
+    predictions = pd.DataFrame({"label": [0, 1, 1], "predicted": [0, 0, 0]})
+    found = results.per_class(results.confusion(predictions))
+    assert found["recall, %"].tolist() == [100, 0] and math.isnan(found.loc[1, "precision, %"])
+
+
 @pytest.mark.parametrize("run", ["digits", "cifar100_vit_ti16"])
 def test_bins_of_confidence_give_the_calibration_error_of_run_json(run):
-    found = read_predictions(EVIDENCE / run)
-    bins = reliability(found.confidence, found.hits)
-    error = np.nansum(bins.share * np.abs(bins.accuracy - bins.confidence))
-    assert error == pytest.approx(expected_calibration_error(found.confidence, found.hits), abs=1e-9)
+    bins = results.reliability(read_predictions(EVIDENCE / run))
+    error = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins["count"].sum()
     header = json.loads((EVIDENCE / run / "run.json").read_text())
     assert error == pytest.approx(header["result"]["best"]["test"]["ece"], abs=1e-9)
-    assert bins.count.sum() == len(found.labels) and len(bins.count) == BINS
+    assert len(bins) <= results.BINS
 
 
 def test_predictions_of_another_run_are_refused(tmp_path):
     folder = make_run(tmp_path, "run", 10)
-    change_header(folder, lambda header: header["result"]["best"]["test"].update(correct=491))
+    change_header(folder, lambda header: header["result"]["best"]["test"].update(correct=491, accuracy=0.982))
     with pytest.raises(UserError, match=r"490 of 500 images right, run\.json says 491 of 500"):
         read_predictions(folder)
+
+
+def _rewrite(**changes):
+    """Change columns of a predictions.npz; a function of its path."""
+
+    def change(path):
+        with np.load(path) as file:
+            np.savez(path, **{**file, **changes})
+
+    return change
+
+
+def _zip(method=zipfile.ZIP_DEFLATED, encrypted=False, **members):
+    """Put a zip of these members in its place."""
+
+    def change(path):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+        if encrypted:
+            content = bytearray(path.read_bytes())
+            content[content.index(b"PK\1\2") + 8] |= 1
+            path.write_bytes(content)
+
+    return change
+
+
+HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }".ljust(127) + b"\n"
+ONES = np.ones(500)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: path.write_text("no zip"),
+        lambda path: path.write_bytes(b""),
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+        lambda path: path.write_bytes(path.read_bytes()[:500]),
+        _zip(zipfile.ZIP_BZIP2, labels=b"1" * 1000),
+        _zip(labels=b"\0" * (1 << 28)),
+        _zip(encrypted=True, labels=b"1" * 1000),
+        _zip(labels=HUGE, top5=HUGE, confidence=HUGE, nll=HUGE),
+        _rewrite(labels=np.array(3)),
+        _rewrite(labels=np.array([{}] * 500)),
+        _rewrite(labels=np.array(["7"] * 500)),
+        _rewrite(labels=np.ones(499)),
+        _rewrite(labels=-np.ones(500, int)),
+        _rewrite(top5=ONES),
+        _rewrite(top5=np.ones((500, 0))),
+        _rewrite(confidence=np.nan * ONES),
+        _rewrite(confidence=-ONES),
+        _rewrite(confidence=1.5 * ONES),
+        _rewrite(nll=-ONES),
+        _rewrite(nll=np.inf * ONES),
+    ],
+)
+def test_predictions_that_are_none_are_refused_in_one_line(tmp_path, change):
+    folder = make_run(tmp_path, "run")
+    change(folder / "predictions.npz")
+    with pytest.raises(UserError, match=r"predictions\.npz: ") as error:
+        read_predictions(folder)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b'{"loss": 1}\n{"step": 2}\n',
+        b'{"step": 1}\n[]\n{"step": 2}\n',
+        b'{"step": "1"}\n',
+        b"[" * 99_999 + b"\n1",
+        b'{"step": 1}\n{"st\n{"step": 2}\n',
+        b'{"step": 1, "train/loss": "1"}\n',
+    ],
+)
+def test_damaged_records_are_named_in_one_line(tmp_path, content):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line \d: not a record") as error:
+        read_metrics(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_last_record_cut_short_by_a_kill_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "train/lo')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header["recipe"].pop("num_views"),
+        lambda header: header["recipe"].update(seed="one"),
+        lambda header: header["recipe"].update(pretrained=3),
+        lambda header: header["recipe"].update(learning_rate=[]),
+        lambda header: header["machine"].update(command=None),
+        lambda header: header["machine"].update(settings=[]),
+        lambda header: header.update(seconds="long"),
+        lambda header: header["result"]["best"]["test"].update(total=0, correct=0),
+        lambda header: header["result"]["best"]["test"].update(accuracy=0.5),
+        lambda header: header["result"]["best"]["test"].update(correct=float("inf")),
+        lambda header: header["result"].update(last=None),
+    ],
+)
+def test_a_header_with_odd_content_is_named_in_one_line(tmp_path, change):
+    change_header(make_run(tmp_path, "study/digits-rdrop_1-seed1", seed=1), change)
+    with pytest.raises(UserError, match=r"seed1/run\.json: not the header of a run") as error:
+        study_runs(find_runs(tmp_path))
+    assert "\n" not in str(error.value)

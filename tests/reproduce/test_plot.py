@@ -1,0 +1,70 @@
+"""Figures: drawn from logs/, each shows the numbers that it should, no name of a run is taken for markup."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from making_runs import EVIDENCE, make_arm
+from PIL import Image
+
+from common.errors import UserError
+from reproduce import audit, plot, results
+from reproduce.curves import draw_run
+
+
+def test_the_figures_on_the_pages_are_those_that_logs_give(tmp_path):
+    """The committed ones are not compared by pixels, as fonts and versions move them."""
+    plot.main(["--images", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in plot.FIGURES.iterdir()}
+    for path in tmp_path.iterdir():
+        with Image.open(path) as drawn, Image.open(plot.FIGURES / path.name) as committed:
+            assert drawn.size == committed.size, f"{path.name}: draw it again with python -m reproduce.plot"
+            coloured = (np.ptp(np.asarray(drawn.convert("RGB")).astype(int), axis=2) > 40).mean()
+            assert coloured > 0.002  # lines and dots, not frames alone
+
+
+def test_the_kl_question_shows_the_mean_and_every_pair_of_seeds(tmp_path):
+    make_arm(tmp_path, "digits-two_views", [12, 11, 10], alpha=0.0)
+    make_arm(tmp_path, "digits-rdrop_1", [10, 12, 8])
+    (axes,) = plot.draw_kl_question(results.study_runs(results.find_runs(tmp_path))).axes
+    points = {tuple(line.get_xdata()) for line in axes.lines if line.get_marker() == "|" and len(line.get_xdata()) == 3}
+    assert [pytest.approx(pair) for pair in points] == [(0.4, -0.2, 0.4)]
+    (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert dot.get_xdata() == pytest.approx([0.2])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["R-Drop 1"]
+    assert axes.get_xlabel() and axes.get_title()
+
+
+def test_accuracy_says_validation_and_ends_at_100(tmp_path):
+    make_arm(tmp_path, "digits-rdrop_1", [1])
+    (axes,) = plot.draw_accuracy(results.study_runs(results.find_runs(tmp_path))).axes
+    assert "validation" in axes.get_ylabel() and axes.get_ylim()[1] <= 100
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(98.5)
+
+
+def test_the_published_figure_has_every_mean_and_the_span_of_processes():
+    record = audit.read_record()
+    (axes,) = plot.draw_published(record).axes
+    means = [line for line in axes.lines if "all 10,000" in line.get_label()]
+    assert [len(line.get_xdata()) for line in means] == list(record["runs"]["evaluations"])
+    assert [max(line.get_ydata()) for line in means] == pytest.approx(record["runs"]["best"])
+    assert len(axes.collections) == (record["runs"]["processes"] > 1).sum()
+
+
+def test_without_the_record_of_the_published_logs_one_line_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"csv: the record .* python"):
+        plot.main(["--logs", str(tmp_path), "--images", str(tmp_path / "images")])
+
+
+@pytest.mark.parametrize("name", ["lr_$1e-3", "a$b$c", "$\\frac{1}", "x_{y}^z"])
+def test_a_run_of_any_name_can_be_drawn(tmp_path, name):
+    shutil.copytree(EVIDENCE / "digits", tmp_path / name)
+    with Image.open(draw_run(tmp_path / name, tmp_path / "deep" / "picture.png")) as picture:
+        assert picture.size == (1560, 480)
+
+
+def test_a_run_without_records_can_be_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}))
+    with Image.open(draw_run(tmp_path, tmp_path / "picture.png")) as picture:
+        assert picture.size == (1560, 480)

@@ -1,0 +1,182 @@
+"""The report: pages are what logs/ say, a stale table is named with its line, two runs are compared correctly."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making_runs import change_header, make_arm, make_run
+from scipy import stats
+
+from common.errors import UserError
+from reproduce import ROOT
+from reproduce.report import compare, main
+
+
+def page(*tables: str) -> str:
+    return "# A page\n\n" + "\n".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in tables)
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """An empty project with the record of the published logs."""
+    root = tmp_path / "project"
+    for name in ("published", "bench"):
+        shutil.copytree(ROOT / "logs" / name, root / "logs" / name)
+    for name in ("evidence", "study", "tuning"):
+        (root / "logs" / name).mkdir()
+    return root
+
+
+def rows(path: Path) -> list[list[str]]:
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def report(root: Path, *arguments) -> None:
+    main(["--root", str(root), *arguments])
+
+
+def test_the_committed_pages_are_what_the_logs_say():
+    report(ROOT, "--check")
+
+
+def test_tables_from_runs_with_a_known_answer(project):
+    make_arm(project / "logs", "digits-baseline", [20, 21, 22], num_views=1, nll=0.3)
+    make_arm(project / "logs", "digits-two_views", [12, 11, 10], alpha=0.0, nll=0.2)
+    make_arm(project / "logs", "digits-rdrop_0.3", [10, 12, 8], alpha=0.3, nll=0.2)
+    (project / "README.md").write_text(page("kl"))
+    report(project)
+    found = rows(project / "README.md")
+    half = 100 * stats.t.ppf(0.975, 2) / 3**0.5 / 500  # of a mean of three values one image apart
+    assert found[2][1:] == ["one view", "3", f"95.80 ± {half:.2f}", f"**-2.00 ± {2 * half:.2f}**", "**+0.100 ± 0.000**"]
+    assert found[3][1:] == ["two views without KL", "3", f"97.80 ± {half:.2f}", "-", "-"]
+    gains = np.array([2, -1, 2]) / 5  # points
+    spread = stats.t.ppf(0.975, 2) * stats.sem(gains)
+    assert found[4][4] == f"+0.20 ± {spread:.2f}"  # not bold, as the interval holds 0
+    assert found[2][0].startswith("digits, 58 epochs") and found[3][0] == found[4][0] == ""
+
+
+def test_the_first_table_says_what_was_not_run_and_takes_runs_that_were(project):
+    for name in ("README.md", "README_cn.md"):
+        (project / name).write_text(page("first"))
+    report(project)
+    english, chinese = rows(project / "README.md"), rows(project / "README_cn.md")
+    assert english[0] == ["model", "data", "paper", "others, audited", "ours"]
+    assert english[2][:3] == ["ViT-B/16 + R-Drop", "CIFAR-100, 384 px", "**93.29**"]
+    assert "93.01 (zbp" in english[2][3] and "92.71 (zpc" in english[2][3]
+    assert {row[-1] for row in english[2:]} == {"not run yet"} and {row[-1] for row in chinese[2:]} == {"尚未运行"}
+    recipe = {"name": "cifar100_vit_b16_rdrop"}
+    make_run(project / "logs", "evidence/headline", 670, like="cifar100_vit_ti16", **recipe)
+    report(project)
+    assert rows(project / "README.md")[2][-1] == "93.30"
+
+
+def test_a_stale_table_is_named_with_its_line_and_mended(project, capsys):
+    make_arm(project / "logs", "digits-two_views", [12], alpha=0.0)
+    (project / "docs").mkdir()
+    path = project / "docs" / "page.md"
+    path.write_text(page("kl"))
+    report(project)
+    report(project, "--check")
+    right = path.read_text()
+    path.write_text(right.replace("97.60", "97.61"))
+    line = next(number for number, line in enumerate(right.splitlines(), 1) if "97.60" in line)
+    with pytest.raises(SystemExit, match="1"):
+        report(project, "--check")
+    assert capsys.readouterr().err.startswith(f"docs/page.md, line {line}: not what logs/ give")
+    assert "97.61" in path.read_text()  # --check writes nothing
+    report(project)
+    assert path.read_text() == right
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("<!-- table kl -->\n", "below the line <!-- table kl --> the line <!-- end of table --> is missing"),
+        (page("kl").replace("<!-- end", "<!--end") + page("arms"), "below the line <!-- table kl -->"),
+        (page("kll"), "there is no table 'kll': did you mean kl"),
+    ],
+)
+def test_markers_that_do_not_fit_are_named(project, text, fragment):
+    (project / "README.md").write_text(text)
+    with pytest.raises(UserError, match=fragment):
+        report(project)
+    assert (project / "README.md").read_text() == text
+
+
+def test_a_tampered_record_puts_neither_markup_nor_programs_on_a_page(project):
+    evil = "x](javascript:alert(1)) <img src=x onerror=y> | `; curl z | sh`\n\x1b[31m# heading"
+    folder = make_run(project / "logs", "evidence/evil", name=evil)
+    change_header(folder, lambda header: header["machine"].update(command=f"a --alpha '{evil}'; curl z | sh"))
+    (project / "logs" / "README.md").write_text(page("arms_commands"))
+    report(project)
+    text = (project / "logs" / "README.md").read_text()
+    (row,) = [line for line in text.splitlines() if "evidence/evil" in line]
+    assert "<img" not in row and not re.search(r"[^\\]\]\(", row) and row.isprintable()
+    assert row.replace("\\|", "").count("|") == 4  # three cells
+    assert "--seed N" in row and text.count("\n#") == 0
+
+
+@pytest.mark.parametrize("name", ["runs.csv", "literature.csv", "accuracy.csv"])
+def test_a_damaged_record_of_the_published_logs_is_named(project, name):
+    (project / "logs" / "published" / name).write_text("")
+    with pytest.raises(UserError, match="csv: the record of the published logs is not whole"):
+        report(project, "--check")
+
+
+# ---- two runs
+
+
+def test_comparison_of_runs_with_a_known_answer(tmp_path):
+    a = make_run(tmp_path, "a", np.arange(0, 30), nll=0.10)  # wrong 0..29
+    b = make_run(tmp_path, "b", np.arange(10, 60), nll=0.25)  # wrong 10..59
+    found = dict(compare(a, b))
+    assert found["A"] == "94.00 %, NLL 0.1000; alone right on 30 images"
+    assert found["B"] == "90.00 %, NLL 0.2500; alone right on 10 images"
+    assert found["McNemar"].startswith(f"p = {stats.binomtest(10, 40, 0.5).pvalue:.2g} (exact")
+    assert found["records"] == "A and B part in the predictions (predicted)"
+
+
+_SAME = "A and B are the same to the last digit in N recorded values and all predictions"
+
+
+@pytest.mark.parametrize(
+    ("tag", "change", "expected"),
+    [
+        ("train/loss", 0, _SAME),
+        ("train/images_per_second", 1, _SAME),
+        ("new", 1, f"{_SAME}; not compared, as one of them alone has it: new"),  # what later code records besides
+        ("train/loss", 1e-12, "A and B part at step 30 in train/loss"),
+    ],
+)
+def test_a_repeated_run_is_told_by_its_records(tmp_path, tag, change, expected):
+    a, b = (make_run(tmp_path, name) for name in "ab")
+    records = [json.loads(line) for line in (b / "metrics.jsonl").read_text().splitlines()]
+    row = next(row for row in records if row["step"] == 30)
+    row[tag] = row.get(tag, 0) + change
+    (b / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    values = sum(len(row.keys() - {"step", "train/images_per_second", "new"}) for row in records)
+    expected = expected.replace(" N ", f" {values:,} ")
+    assert dict(compare(a, b))["records"] == dict(compare(b, a))["records"] == expected
+
+
+def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path):
+    a, damaged, missing, going = (make_run(tmp_path, name) for name in ("a", "damaged", "missing", "going"))
+    other = make_run(tmp_path, "other", like="cifar100_vit_ti16")
+    content = (damaged / "predictions.npz").read_bytes()
+    (damaged / "predictions.npz").write_bytes(content[: len(content) // 2])
+    (missing / "predictions.npz").unlink()
+    change_header(going, lambda header: header.update(finished=False))
+    for run, fragment in (
+        (other, "500 images of digits, .* 10,000 of cifar100, .* compare runs with the same test set"),
+        (damaged, "predictions.npz: not readable as predictions"),
+        (missing, "predictions.npz: no such file"),
+        (going, "this run has not finished"),
+    ):
+        with pytest.raises(UserError, match=fragment):
+            compare(a, run)
+    with pytest.raises(UserError, match="nowhere: not a run"):
+        main(["--compare", str(a), "nowhere"])
