@@ -18,6 +18,7 @@ from models.fast_cpu import speed_up
 from models.weights import load_pretrained, model_from_file
 from reproduce import ROOT
 from reproduce.evaluate import evaluate
+from reproduce.job import Job
 from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 
@@ -113,6 +114,7 @@ class Run:
     losses: list = field(default_factory=list)
     gradients: list = field(default_factory=list)  # before clipping, of the first updates
     weights: list = field(default_factory=list)  # after the update
+    model: object = None
 
 
 def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
@@ -136,6 +138,7 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
         warmup_steps=WARMUP,
         eval_every=0,
         save_every=UPDATES,
+        precision="fp32",
     )
     run = Run()
 
@@ -160,26 +163,26 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
 
     def build_replaying(config):
         with default_dtype("float32"):  # as the weight file
-            return replay_in_paddle(models.build(config), masks)
+            run.model = replay_in_paddle(models.build(config), masks)
+        return run.model
 
     def load_pretrained_cast(model, *files):
         lines = load_pretrained(model, *files)
         model.to(dtype=dtype)
         return lines
 
-    def accumulate_observed(*arguments):
-        parts = accumulate(*arguments)
-        run.losses.append(parts["loss"])
-        return parts
-
-    def apply_observed(recipe, model, *arguments):
+    def clip_observed(*arguments):
         if len(run.gradients) < GRADIENT_UPDATES:
-            run.gradients.append(gradients_of(model))
-        norm = apply(recipe, model, *arguments)
-        run.weights.append(weights_of(model))
-        return norm
+            run.gradients.append(gradients_of(run.model))
+        clip(*arguments)
 
-    accumulate, apply = product.accumulate_gradients, product.apply_gradients
+    def train_step_observed(*arguments):
+        found = train_step(*arguments)
+        run.losses.append(found["loss"])
+        run.weights.append(weights_of(run.model))
+        return found
+
+    clip, train_step = product.clip, product.train_step
     with (
         mock.patch.dict(models.MODELS, alignment=NETWORK),
         mock.patch.multiple(
@@ -187,12 +190,12 @@ def train(path, dtype: str, form: str, masks: Masks, out) -> Run:
             load_dataset=load_dataset_observed,
             build=build_replaying,
             load_pretrained=load_pretrained_cast,
-            accumulate_gradients=accumulate_observed,
-            apply_gradients=apply_observed,
+            clip=clip_observed,
+            train_step=train_step_observed,
         ),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
         default_dtype(dtype),  # of what the optimizer makes: its rate and its velocities
     ):
-        product.train(recipe, "alignment", out)
+        product.train(Job(recipe, "alignment", out))
     return run
