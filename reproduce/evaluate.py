@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import paddle
-from paddle.nn import functional as F
 from tqdm import tqdm
 
 from common.atomic import atomic_write
@@ -24,6 +23,7 @@ from models.two_networks import TwoNetworksConfig
 from models.weights import model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from reproduce.rdrop import log_softmax
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
@@ -149,7 +149,7 @@ def _chunks(piece: slice, size: int):
 
 def _per_image(logits, labels) -> np.ndarray:
     """(n, 8) float64: label, top 5 classes (-1 where there are fewer), confidence, NLL."""
-    log_p = F.log_softmax(logits.astype("float32"), axis=-1)
+    log_p = log_softmax(logits.astype("float32"))
     top_log_p, top = paddle.topk(log_p, k=min(5, log_p.shape[-1]), axis=-1)
     nll = -paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
     rows = np.full((len(labels), 8), -1.0)
