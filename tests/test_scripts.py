@@ -113,9 +113,7 @@ def submit(project):
     make_command(project / "bin" / "scontrol", scontrol)
     srun = f'echo "srun $*" >>"{calls}"\nwhile [[ $1 == --* ]]; do shift; done\n'
     srun += 'export SLURM_STEP_NUM_TASKS=2\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done\n'
-    make_command(
-        project / "bin" / "srun", srun + 'export SLURM_STEP_NUM_TASKS=2; for n in 0 1; do SLURM_NODEID=$n "$@"; done\n'
-    )
+    make_command(project / "bin" / "srun", srun)
 
     def run(*arguments, wait=True, **variables):
         variables = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(project), **variables}

@@ -336,6 +336,14 @@ def pictures(tmp_path_factory):
     return folder
 
 
+def test_a_login_node_fetches_what_it_could_not_compute(command, tmp_path, pictures):
+    """bf16 and the headline's network, without a GPU: no word of how long that would take, and nothing is written."""
+    options = ("--data_dir", pictures, "--pretrained", "", "--precision", "bf16")
+    done = command("reproduce.train", "imagenet_vit_b16_rdrop", "--validation_per_class", 1, *options, "--fetch_only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{pictures}/train: there" in done.stdout and list(tmp_path.iterdir()) == []
+
+
 def test_picture_folders_with_several_processes_and_decoders(tmp_path, pictures):
     run = Run(
         tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, "--workers", 1, "--batch_size", 4,
