@@ -281,14 +281,14 @@ def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
 
 def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
     monkeypatch.setattr(meeting, "_SAY_EVERY", 1)
-    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
     found = all_meet((0, 3, 1), (1, 3, 1))
     assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
     assert "still waiting for node 2\n" in capsys.readouterr().out
 
 
 def test_nodes_that_contradict_each_other(monkeypatch):
-    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
     found = all_meet((0, 3, 1), (1, 3, 1), (1, 3, 1), (1, 2, 1))
     assert "NNODES=2, NODE_RANK=1: the first node has NNODES=3" in found[3]
     assert any("another node came with the same number" in said for said in found[1:3])
@@ -338,26 +338,35 @@ def pictures(tmp_path_factory):
 
 def test_a_login_node_fetches_what_it_could_not_compute(command, tmp_path, pictures):
     """bf16 and the headline's network, without a GPU: no word of how long that would take, and nothing is written."""
-    options = ("--data_dir", pictures, "--pretrained", "", "--precision", "bf16")
+    options = ("--data_dir", pictures, "--pretrained", "", "--precision", "bf16", "--workers", 0)
     done = command("reproduce.train", "imagenet_vit_b16_rdrop", "--validation_per_class", 1, *options, "--fetch_only")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{pictures}/train: there" in done.stdout and list(tmp_path.iterdir()) == []
 
 
-def test_picture_folders_with_several_processes_and_decoders(tmp_path, pictures):
-    run = Run(
-        tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, "--workers", 1, "--batch_size", 4,
-        "--num_steps", 2, "--warmup_steps", 1, "--eval_every", 0, "--validation_per_class", 1, processes=2,
-        PYTHON=sys.executable,
-    )  # fmt: skip
+def script(run, *words):
+    done = subprocess.run(["bash", *map(str, words)], cwd=ROOT, env=run.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def script(*words):
-        done = subprocess.run(["bash", *map(str, words)], cwd=ROOT, env=run.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    script("run_train.sh", *run.arguments)
-    out = script("run_eval.sh", run.saved / "last.pdparams", "--data_dir", pictures, "--workers", 1)
+@pytest.fixture
+def trained_on_pictures(tmp_path, pictures):
+    """By two processes, each with a decoder of its own, which is not taken for a process of another launcher."""
+    run = Run(tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, processes=2, PYTHON=sys.executable)
+    options = "--workers 1 --batch_size 4 --num_steps 2 --warmup_steps 1 --eval_every 0 --validation_per_class 1"
+    script(run, "run_train.sh", *run.arguments, *options.split())
+    return run
+
+
+def test_training_on_picture_folders_with_several_processes_and_decoders(trained_on_pictures):
+    assert (trained_on_pictures.saved / "last.pdparams").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_on_picture_folders_with_several_processes_and_decoders(trained_on_pictures, pictures):
+    weights = trained_on_pictures.saved / "last.pdparams"
+    out = script(trained_on_pictures, "run_eval.sh", weights, "--data_dir", pictures, "--workers", 2)
     assert '"total": 6' in out.splitlines()[-1]
 
 
