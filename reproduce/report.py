@@ -22,7 +22,7 @@ from common.atomic import atomic_write
 from common.errors import UserError, near, printable
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
-from reproduce.results import STUDIES
+from reproduce.results import ARMS, STUDIES
 from reproduce.run_log import read_metrics
 
 PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
@@ -133,7 +133,7 @@ def first(logs: Logs) -> pd.DataFrame:
         study = STUDIES[name]
         for arm in (study.rdrop, "two_views", "baseline"):
             own = plus_minus(arms.get((name, arm), NOTHING), study.measure("accuracy"), 2, 100)
-            rows.append((f"{model}, {study.arms[arm]}", study.title, "-", "-", own))
+            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", own))
     table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
     table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
     return table.assign(ours=table["ours"].replace("-", "not run yet"))
@@ -175,15 +175,14 @@ def arms(logs: Logs) -> pd.DataFrame:
 
 
 def differences(logs: Logs) -> pd.DataFrame:
-    labels = {arm: label for study in STUDIES.values() for arm, label in study.arms.items()}
-    references = {arm: logs.minus(arm) for arm in labels if not arm.startswith("rdrop")}
+    references = {arm: logs.minus(arm) for arm in ARMS if not arm.startswith("rdrop")}
     rows = []
     for arm in logs.arms[~logs.arms["arm"].str.startswith("baseline")].to_dict("records"):
         study = STUDIES[arm["study"]]
         row = {"study": f"{study.title} ({study.endpoint} weights)", "top-1 of": arm["label"]}
         for reference, minus in references.items():
             difference = minus.get((arm["study"], arm["arm"]), NOTHING)
-            row[f"minus {labels[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
+            row[f"minus {ARMS[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -195,7 +194,7 @@ def seeds(logs: Logs) -> pd.DataFrame:
         rows.append(
             {
                 "study": study,
-                "arm": STUDIES[study].arms[arm],
+                "arm": ARMS[arm],
                 "seeds": ", ".join(map(str, own["seed"])),
                 "top-1 of the best weights, %": best,
                 "of the last, %": "the same" if best == last else last,
@@ -207,7 +206,7 @@ def seeds(logs: Logs) -> pd.DataFrame:
 def tuning(logs: Logs) -> pd.DataFrame:
     rows = []
     for run in results.tuning(logs.folder).itertuples():
-        label = STUDIES[run.study].arms.get(run.arm) or run.arm.replace("rdrop_", "R-Drop ")
+        label = ARMS.get(run.arm, run.arm)
         cells = [f"{run.rate:g}", f"{100 * run.accuracy:.1f}", f"{run.nll:.3f}"]
         rows.append((run.study, label, run.steps, *(Markup(f"**{c}**") if run.chosen else c for c in cells)))
     return pd.DataFrame(rows, columns=("study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"))
