@@ -368,8 +368,8 @@ def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
 
 def describe_classes(run: Path) -> str:
     """`per_class` of a run as text, the worst class first, and the confusion matrix of at most 30 classes."""
-    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
     matrix = confusion(read_predictions(run))
+    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
     if names and matrix.index.max() < len(names):
         matrix = matrix.rename(index=names.__getitem__, columns=names.__getitem__)
     classes = per_class(matrix).sort_values("recall, %", kind="stable")

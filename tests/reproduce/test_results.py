@@ -245,6 +245,12 @@ def test_classes_of_a_run_with_a_known_answer(tmp_path, capsys):
     assert row.split()[2:] == ["0", "0", "0", str(counts[3] - 2), "2", "0", "0", "0", "0", "0"]
 
 
+def test_a_run_that_goes_on_has_no_classes_yet(tmp_path):
+    change_header(make_run(tmp_path, "run"), lambda header: header.update(finished=False))
+    with pytest.raises(UserError, match="run: this run has not finished"):
+        results.main([str(tmp_path / "run")])
+
+
 def test_a_class_that_is_never_predicted_has_no_precision():
     predictions = pd.DataFrame({"label": [0, 1, 1], "predicted": [0, 0, 0]})
     found = results.per_class(results.confusion(predictions))
