@@ -67,7 +67,7 @@ def test_without_the_record_of_the_published_logs_one_line_says_so(tmp_path):
         plot.main(["--logs", str(tmp_path), "--images", str(tmp_path / "images")])
 
 
-@pytest.mark.parametrize("name", ["lr_$1e-3", "a$b$c", "$\\frac{1}", "x_{y}^z"])
+@pytest.mark.parametrize("name", ["lr_$1e-3", "$\\frac{$", "lr_$1e-3_{$"])
 def test_a_run_of_any_name_can_be_drawn(tmp_path, name):
     shutil.copytree(EVIDENCE / "digits", tmp_path / name)
     with Image.open(draw_run(tmp_path / name, tmp_path / "deep" / "picture.png")) as picture:
