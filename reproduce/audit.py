@@ -12,7 +12,6 @@ import hashlib
 import math
 import re
 import shlex
-import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -31,17 +30,7 @@ _LEAST_VALUES = 7  # that so many different values share a unit twice as large b
 _IN_MILLISECONDS = 1e11  # time stamps above are milliseconds: VisualDL changed from seconds in 2021
 _SLACK = 2.0  # seconds between the stamps of two processes that wait for each other at every step
 
-# Files of record and the repository that published them, by the SHA-256 of the file. zbp's lie in log/ of commits
-# a10c913 (August), 5b9b02b (October 2) and bed5619 (October 11).
 ZBP, ZPC = "zbp-xxxp/R-Drop-Paddle", "zpc-666/Paddle-R-Drop"
-REPOSITORIES = {
-    "dd689355b67a988ee066d8e46a7b35e6f0efdda57561e5b7558556c355bb57dc": ZBP,
-    "a2878ef386b0706307c1e23c6e07211ad6072f61b04a5b5a0ab03c4348cbe06e": ZBP,
-    "8c238b8061de8959a9d1b89bbebbb71bc90ead2a401991ec27ec2be5a604cf3f": ZBP,
-    "84f5d47e7c08890e555682e6810fe77aa5d75fbbf96a9879367261d8ded134d8": ZBP,
-    "8afb621b214adb38d349b19fe49e1bb9241f4b9381e7b311a2596b51067cfc57": ZPC,
-    "32336ba3a5c43f06180e66ffb62a7b54bdd633c70b604c3c017d1688fe1731b1": ZPC,
-}
 
 
 @dataclass(frozen=True)
@@ -181,11 +170,12 @@ def _audit_run(logs: list[Log], accuracy: pd.DataFrame, options: Options) -> tup
     steps = grouped.agg(["mean", "min", "max"])[grouped.size() == processes]
     differ = processes > 1 and (steps["max"] > steps["min"]).any()
     name = " + ".join(log.path.name.removesuffix(".log").removeprefix("vdlrecords.") for log in logs)
+    repositories = _read(FOLDER / "files.csv").set_index("sha256")["repository"]
     percent = (100 * steps).round(4)  # so that equal counts are equal
     best, times = percent["mean"].idxmax(), pd.concat([table["time"] for log in logs for table in log.scalars.values()])
     row = {
         "run": name,
-        "repository": _repository(logs),
+        "repository": repositories.get(logs[0].sha256, ""),
         "started": _day(times.min()),
         "hours": round((times.max() - times.min()) / 3600, 2),
         "processes": processes,
@@ -206,10 +196,6 @@ def _audit_run(logs: list[Log], accuracy: pd.DataFrame, options: Options) -> tup
     percent = percent.rename(columns={"min": "lowest", "max": "highest"}).reset_index()
     percent.insert(0, "run", name)
     return row, percent.assign(processes=processes)
-
-
-def _repository(logs: list[Log]) -> str:
-    return next((REPOSITORIES[log.sha256] for log in logs if log.sha256 in REPOSITORIES), "")
 
 
 def _day(unix_seconds: float) -> str:
@@ -336,8 +322,12 @@ def _read(path: Path) -> pd.DataFrame:
         ) from None
 
 
+_ABOUT = """Audit VisualDL logs of an image classifier. best_value is that of one process, on images_per_value images of
+its own; best and last are means over the processes, which together counted test_images. All are percentages."""
+
+
 def main(argv=None) -> None:
-    parser = Parser(prog="python -m reproduce.audit", description="Audit VisualDL logs of an image classifier.")
+    parser = Parser(prog="python -m reproduce.audit", description=_ABOUT)
     parser.add_argument("logs", nargs="+", metavar="LOG", help="VisualDL record file, or a folder of them")
     parser.add_argument("--accuracy_tag", default=Options.accuracy_tag, help="scalar of the test accuracy")
     parser.add_argument("--rate_tag", default="", help="scalar of the learning rate (default: found by its name)")
@@ -347,40 +337,18 @@ def main(argv=None) -> None:
     chosen = Options(options.accuracy_tag, options.rate_tag, options.test_images)
     runs, accuracy = audit([read_log(path) for path in find_logs(options.logs)], chosen)
     for run in runs.to_dict("records"):
-        _print_run(run, options.test_images)
-    for claim in judge(runs, options.test_images).itertuples():
-        say(
-            "claim",
-            f"{claim.percent:.2f}, {claim.what}: {claim.supported}; the logs reach {claim.reached:.2f}"
-            + (f"; {claim.rests_on}" if claim.rests_on else ""),
-        )
+        for name, value in run.items():
+            if name != "sha256":
+                print(f"{name:17}{value or 'cannot tell'}")
+        print()
+    claims = judge(runs, options.test_images)
+    if len(claims):
+        print(claims.to_string(index=False))
     if options.record:
         if not runs["repository"].all():
             raise UserError("--record is for the logs whose repositories are known; leave the others out")
         write_record(runs, accuracy)
         say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, accuracy.csv")
-
-
-def _print_run(run: dict, test_images: int) -> None:
-    print(f"{run['run']} ({run['repository'] or 'repository not known'}), {run['started']}", file=sys.stdout)
-    say("length", f"{run['updates']:,} updates, {run['hours']:.1f} h, {run['evaluations']} evaluations")
-    if not run["images_per_value"]:
-        say("unit", "cannot tell: too few different accuracies, or none that they all are multiples of")
-    else:
-        say(
-            "unit",
-            f"1/{run['images_per_value']:,} in each of {run['processes']} processes: {run['test_images']:,} "
-            f"images of {test_images:,}",
-        )
-    say(
-        "best",
-        f"{run['best']:.2f} % at step {run['best_step']:,}, mean of {run['processes']} processes"
-        + (f" (and at {run['best_times'] - 1} more)" if run["best_times"] > 1 else ""),
-    )
-    if run["processes"] > 1:
-        say("one alone", f"{run['best_value']:.2f} % at step {run['best_value_step']:,}, on its own images")
-    say("last", f"{run['last']:.2f} % at step {run['last_step']:,}")
-    say("schedule", run["schedule"])
 
 
 if __name__ == "__main__":

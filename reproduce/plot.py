@@ -1,6 +1,7 @@
 """Figures from logs/ as images/figures/*.png.
 
-python -m reproduce.plot [--logs FOLDER] [--images FOLDER]
+python -m reproduce.plot                                          all of them
+python -m reproduce.plot --logs FOLDER --images FOLDER            of other logs, elsewhere
 """
 
 from pathlib import Path
@@ -11,30 +12,20 @@ from matplotlib.figure import Figure
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.curves import BLACK, BLUE, GOLD, GREEN, GREY, ORANGE, PURPLE
-from reproduce.results import STUDIES
+from reproduce.results import ARMS, STUDIES
 
 FIGURES = ROOT / "images" / "figures"
 # The colour of an arm in every figure; R-Drop at the strength of the paper's text is orange.
-COLOURS = {
-    "baseline": GREY,
-    "baseline_twice": BLACK,
-    "baseline_128": GREEN,
-    "two_views": BLUE,
-    "rdrop_0.3": ORANGE,
-    "rdrop_x1": ORANGE,
-    "rdrop_best": PURPLE,
-    "rdrop_x8": PURPLE,
-    "rdrop_x32": GOLD,
-    "rdrop_1": PURPLE,
-    "rdrop_3": GOLD,
-}
+COLOURS = {"baseline": GREY, "baseline_twice": BLACK, "baseline_128": GREEN, "two_views": BLUE}
+COLOURS |= dict.fromkeys(("rdrop_0.3", "rdrop_x1"), ORANGE)
+COLOURS |= dict.fromkeys(("rdrop_best", "rdrop_0.1", "rdrop_x8", "rdrop_1"), PURPLE)
+COLOURS |= dict.fromkeys(("rdrop_x32", "rdrop_3"), GOLD)
 
 
 def panels(names, width: float = 5.0, height: float = 3.2):
     """A figure with a panel for each name, at most two side by side, and name -> axes."""
     names = list(names)
-    columns = min(2, len(names))
-    rows = -(-len(names) // columns)
+    columns, rows = min(2, len(names)) or 1, -(-len(names) // 2) or 1
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[len(names) :]:
@@ -46,26 +37,19 @@ def draw_kl_question(runs: pd.DataFrame) -> Figure:
     """Top-1 of every arm minus that of two views without KL, with 95 % intervals and the single pairs of seeds."""
     found = results.differences(runs, "two_views")
     figure, axes = panels(found["study"].unique())
-    for study, own in found.groupby("study", sort=False):
-        measure = STUDIES[study].measure("accuracy")
-        table = runs[runs["study"] == study].pivot(index="seed", columns="arm", values=measure)
-        order = [arm for arm in STUDIES[study].arms if arm in set(own["arm"])][::-1]
-        own = own.set_index("arm").loc[order]
-        for height, arm in enumerate(order):
-            pairs = 100 * (table[arm] - table["two_views"]).dropna()
-            axes[study].plot(pairs, [height] * len(pairs), "|", color=GREY, markersize=10)
-            axes[study].errorbar(
-                100 * own.at[arm, measure],
-                height,
-                xerr=100 * own.at[arm, f"{measure}_half"],
-                fmt="o",
-                color=COLOURS[arm],
-                capsize=4,
-            )
-        axes[study].axvline(0, color=BLUE)
-        axes[study].set_yticks(range(len(order)), [STUDIES[study].arms[arm] for arm in order])
-        axes[study].set(title=STUDIES[study].title, xlabel="test top-1 minus two views, points")
-        axes[study].grid(axis="x", alpha=0.3)
+    for name, own in found.groupby("study", sort=False):
+        study, panel, arms = STUDIES[name], axes[name], list(own["arm"])
+        top1 = study.measure("accuracy")
+        table = runs[runs["study"] == name].pivot(index="seed", columns="arm", values=top1)
+        for height, arm in enumerate(own.to_dict("records")):
+            pairs = 100 * (table[arm["arm"]] - table["two_views"]).dropna()
+            mean, half, colour = 100 * arm[top1], 100 * arm[f"{top1}_half"], COLOURS[arm["arm"]]
+            panel.plot(pairs, [height] * len(pairs), "|", color=GREY, markersize=10)
+            panel.errorbar(mean, height, xerr=half, fmt="o", color=colour, capsize=4)
+        panel.axvline(0, color=BLUE)
+        panel.set_yticks(range(len(arms)), [ARMS[arm] for arm in arms])
+        panel.set(title=study.title, xlabel="test top-1 minus two views, points", ylim=(len(arms) - 0.5, -0.5))
+        panel.grid(axis="x", alpha=0.3)
     return figure
 
 
@@ -74,7 +58,7 @@ def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1.0) ->
     found = results.curves(runs, tag)
     figure, axes = panels(found["study"].unique())
     for (study, arm), own in found.groupby(["study", "arm"], sort=False):
-        axes[study].plot(own["step"], scale * own["value"], color=COLOURS[arm], label=STUDIES[study].arms[arm])
+        axes[study].plot(own["step"], scale * own["value"], color=COLOURS[arm], label=ARMS[arm])
     for study, panel in axes.items():
         panel.set(title=STUDIES[study].title, xlabel="update", ylabel=label)
         panel.set_ylim(top=min(100, panel.get_ylim()[1]))
@@ -107,12 +91,9 @@ def draw_reliability(runs: pd.DataFrame) -> Figure:
                 continue
             bins = results.reliability(pd.concat([results.read_predictions(path) for path in own["path"]]))
             bins = 100 * bins[bins["count"] >= 0.002 * bins["count"].sum()]  # few images would be noise
-            panel.plot(
-                bins["confidence"], bins["accuracy"], "o-", ms=3, color=COLOURS[arm], label=STUDIES[study].arms[arm]
-            )
-        panel.set(
-            title=STUDIES[study].title, xlabel="confidence, %", ylabel="test top-1, %", xlim=(0, 100), ylim=(0, 100)
-        )
+            panel.plot(bins["confidence"], bins["accuracy"], "o-", ms=3, color=COLOURS[arm], label=ARMS[arm])
+        panel.set(title=STUDIES[study].title, xlabel="confidence, %", ylabel="test top-1, %")
+        panel.set(xlim=(0, 100), ylim=(0, 100))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
     return figure
@@ -127,15 +108,9 @@ def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
         name = f"{run.repository.split('-')[0]}, {run.started}"
         panel.plot(own["step"], own["mean"], color=colour, linewidth=1, label=f"{name}: all 10,000 test images")
         if run.processes > 1:
-            panel.fill_between(
-                own["step"],
-                own["lowest"],
-                own["highest"],
-                color=colour,
-                alpha=0.2,
-                linewidth=0,
-                label=f"{name}: its {run.processes} processes, {run.images_per_value:,} images each",
-            )
+            label = f"{name}: its {run.processes} processes, {run.images_per_value:,} images each"
+            style = {"color": colour, "alpha": 0.2, "linewidth": 0, "label": label}
+            panel.fill_between(own["step"], own["lowest"], own["highest"], **style)
     panel.axhline(93.29, color=GREY, linestyle="--", linewidth=1, label="paper, 93.29")
     panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %", ylim=(90.5, 94.5))
     panel.set_xlim(left=0)
@@ -147,15 +122,14 @@ def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
 def figures(logs: Path) -> dict[str, Figure]:
     """The figures that `logs` has the data for, by the names of their files."""
     runs = results.study_runs(results.find_runs(logs, ("study",)))
-    found = {"published": draw_published(audit.read_record(logs / "published"))}
-    if len(runs):
-        found |= {
-            "kl_question": draw_kl_question(runs),
-            "accuracy": draw_accuracy(runs),
-            "kl": draw_kl(runs),
-            "reliability": draw_reliability(runs),
-        }
-    return found
+    found = {
+        "published": draw_published(audit.read_record(logs / "published")),
+        "kl_question": draw_kl_question(runs),
+        "accuracy": draw_accuracy(runs),
+        "kl": draw_kl(runs),
+        "reliability": draw_reliability(runs),
+    }
+    return {name: figure for name, figure in found.items() if figure.axes}
 
 
 def main(argv=None) -> None:

@@ -22,44 +22,13 @@ from common.atomic import atomic_write
 from common.errors import UserError, near, printable
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
-from reproduce.results import STUDIES
+from reproduce.results import ARMS, STUDIES
 from reproduce.run_log import read_metrics
 
 PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
 END = "<!-- end of table -->"
 _MARKER = re.compile(r"^<!-- table (.*?) -->$", re.MULTILINE)
 _SPEED = "train/images_per_second"  # what two runs with the same numbers record differently
-
-CN = {  # words and phrases in the cells of README_cn.md
-    "model": "模型",
-    "data": "数据",
-    "paper": "论文",
-    "others, audited": "其他人（经审计）",
-    "ours": "本项目",
-    "not run yet": "尚未运行",
-    "study": "实验",
-    "arm": "方案",
-    "top-1, %": "准确率，%",
-    "minus two views": "减去无 KL 的两个视图",
-    "NLL minus two views": "NLL 之差",
-    "one view": "单视图",
-    "one view, twice the steps": "单视图，步数加倍",
-    "one view, batches of 128": "单视图，batch 128",
-    "two views without KL": "两个视图，无 KL",
-    "R-Drop 0.1 (tuned)": "R-Drop 0.1（调优）",
-    "CIFAR-100, 10 a class, 102 epochs": "CIFAR-100，每类 10 张，102 个 epoch",
-    "CIFAR-100, 50 a class, 5 epochs": "CIFAR-100，每类 50 张，5 个 epoch",
-    "CIFAR-100, 10 a class, 26 epochs": "CIFAR-100，每类 10 张，26 个 epoch",
-    "digits, 58 epochs": "digits，58 个 epoch",
-    "CIFAR-100, 384 px": "CIFAR-100，384 px",
-    "small ViT": "小型 ViT",
-    "last weights": "最后的权重",
-    "best weights": "最好的权重",
-    "mean of 4 processes": "4 个进程平均",
-    "mean of 6": "6 次平均",
-    "best on the test set": "按测试集挑选",
-}
-_CN = re.compile("|".join(rf"\b{re.escape(words)}(?!\w)" for words in sorted(CN, key=len, reverse=True)))
 
 
 # ---- cells
@@ -69,15 +38,21 @@ class Markup(str):
     """A cell that is Markdown; any other text is escaped."""
 
 
-def markdown(table: pd.DataFrame, chinese: bool = False) -> str:
+def markdown(table: pd.DataFrame) -> str:
     """A table as GitHub's Markdown. A study is named in the first of its rows only."""
     if table.empty:
         return "(no runs)"
     if "study" in table:
         table = table.assign(study=table["study"].mask(table["study"].duplicated(), ""))
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
-    text = "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
-    return _CN.sub(lambda match: CN[match[0]], text) if chinese else text
+    return "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
+
+
+def translate(text: str) -> str:
+    """The words and phrases of docs/words_cn.csv in Chinese, longer ones first."""
+    words = pd.read_csv(ROOT / "docs" / "words_cn.csv").set_index("english")["chinese"]
+    known = "|".join(re.escape(english) for english in sorted(words.index, key=len, reverse=True))
+    return re.sub(rf"\b({known})(?!\w)", lambda match: words[match[0]], text)
 
 
 def _cell(value) -> str:
@@ -158,7 +133,7 @@ def first(logs: Logs) -> pd.DataFrame:
         study = STUDIES[name]
         for arm in (study.rdrop, "two_views", "baseline"):
             own = plus_minus(arms.get((name, arm), NOTHING), study.measure("accuracy"), 2, 100)
-            rows.append((f"{model}, {study.arms[arm]}", study.title, "-", "-", own))
+            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", own))
     table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
     table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
     return table.assign(ours=table["ours"].replace("-", "not run yet"))
@@ -200,15 +175,14 @@ def arms(logs: Logs) -> pd.DataFrame:
 
 
 def differences(logs: Logs) -> pd.DataFrame:
-    labels = {arm: label for study in STUDIES.values() for arm, label in study.arms.items()}
-    references = {arm: logs.minus(arm) for arm in labels if not arm.startswith("rdrop")}
+    references = {arm: logs.minus(arm) for arm in ARMS if not arm.startswith("rdrop")}
     rows = []
     for arm in logs.arms[~logs.arms["arm"].str.startswith("baseline")].to_dict("records"):
         study = STUDIES[arm["study"]]
         row = {"study": f"{study.title} ({study.endpoint} weights)", "top-1 of": arm["label"]}
         for reference, minus in references.items():
             difference = minus.get((arm["study"], arm["arm"]), NOTHING)
-            row[f"minus {labels[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
+            row[f"minus {ARMS[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -220,7 +194,7 @@ def seeds(logs: Logs) -> pd.DataFrame:
         rows.append(
             {
                 "study": study,
-                "arm": STUDIES[study].arms[arm],
+                "arm": ARMS[arm],
                 "seeds": ", ".join(map(str, own["seed"])),
                 "top-1 of the best weights, %": best,
                 "of the last, %": "the same" if best == last else last,
@@ -232,7 +206,7 @@ def seeds(logs: Logs) -> pd.DataFrame:
 def tuning(logs: Logs) -> pd.DataFrame:
     rows = []
     for run in results.tuning(logs.folder).itertuples():
-        label = STUDIES[run.study].arms.get(run.arm) or run.arm.replace("rdrop_", "R-Drop ")
+        label = ARMS.get(run.arm, run.arm)
         cells = [f"{run.rate:g}", f"{100 * run.accuracy:.1f}", f"{run.nll:.3f}"]
         rows.append((run.study, label, run.steps, *(Markup(f"**{c}**") if run.chosen else c for c in cells)))
     return pd.DataFrame(rows, columns=("study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"))
@@ -348,7 +322,9 @@ def fresh(text: str, name: str, logs: Logs) -> str:
             raise UserError(f"{name}: below the line {marker[0]} the line {END} is missing; restore it")
         if marker[1] not in TABLES:
             raise UserError(f"{name}: there is no table {marker[1]!r}: {near(marker[1], TABLES)}")
-        table = markdown(TABLES[marker[1]](logs), chinese=name.endswith("_cn.md"))
+        table = markdown(TABLES[marker[1]](logs))
+        if name.endswith("_cn.md"):
+            table = translate(table)
         parts += [text[position : marker.end()], f"\n\n{table}\n\n"]
         position = end
     return "".join(parts) + text[position:]

@@ -35,16 +35,8 @@ _SHOWN_CLASSES = 30  # that a confusion matrix fits on a screen
 # Settings that do not define a run: what it is called, where it is computed, options of earlier commits. Those of two
 # views have no meaning with one.
 _LABELS = ("name", "summary", "seed")
-_HARDWARE = (
-    "micro_batch_size",
-    "recompute",
-    "eval_batch_size",
-    "device",
-    "workers",
-    "data_dir",
-    "save_every",
-    "log_every",
-)
+_HARDWARE = ("micro_batch_size", "recompute", "eval_batch_size", "device", "workers", "data_dir")
+_RECORDING = ("save_every", "log_every")
 _GONE = ("fused", "resident")
 _OF_TWO_VIEWS = ("alpha", "kl_sum_over", "loss_form", "views_split_at")
 
@@ -55,7 +47,6 @@ class Study:
 
     title: str
     recipe: str  # name of the recipe that every run of it has recorded
-    arms: dict[str, str]  # arm, as in the names of the runs -> its label; in the order of the tables
     rdrop: str  # the arm that stands for R-Drop where one is shown
     endpoint: str = "best"  # weights whose test top-1 is compared: "best" on held-out images, or "last"
 
@@ -64,30 +55,26 @@ class Study:
         return f"{name}_last" if self.endpoint == "last" else name
 
 
-ONE_VIEW = {"baseline": "one view", "baseline_twice": "one view, twice the steps"}
-TWO_VIEWS = {"two_views": "two views without KL"}
-_SUMS = {"rdrop_x1": "R-Drop 0.3", "rdrop_x8": "R-Drop 0.3 x 8", "rdrop_x32": "R-Drop 0.3 x 32"}
 STUDIES = {
-    "cifar100_102": Study(
-        "CIFAR-100, 10 a class, 102 epochs",
-        "cifar100_vit_ti16_few",
-        ONE_VIEW
-        | {"baseline_128": "one view, batches of 128"}
-        | TWO_VIEWS
-        | {"rdrop_0.3": "R-Drop 0.3", "rdrop_best": "R-Drop 0.1 (tuned)"},
-        "rdrop_0.3",
-        "last",
-    ),
-    "cifar100": Study("CIFAR-100, 50 a class, 5 epochs", "cifar100_vit_ti16", ONE_VIEW | TWO_VIEWS | _SUMS, "rdrop_x1"),
-    "cifar100_few": Study(
-        "CIFAR-100, 10 a class, 26 epochs", "cifar100_vit_ti16_few", ONE_VIEW | TWO_VIEWS | _SUMS, "rdrop_x1"
-    ),
-    "digits": Study(
-        "digits, 58 epochs",
-        "digits",
-        ONE_VIEW | TWO_VIEWS | {"rdrop_0.3": "R-Drop 0.3", "rdrop_1": "R-Drop 1", "rdrop_3": "R-Drop 3"},
-        "rdrop_0.3",
-    ),
+    "cifar100_102": Study("CIFAR-100, 10 a class, 102 epochs", "cifar100_vit_ti16_few", "rdrop_0.3", "last"),
+    "cifar100": Study("CIFAR-100, 50 a class, 5 epochs", "cifar100_vit_ti16", "rdrop_x1"),
+    "cifar100_few": Study("CIFAR-100, 10 a class, 26 epochs", "cifar100_vit_ti16_few", "rdrop_x1"),
+    "cifar100_fast": Study("CIFAR-100, ViT-B/16, 224 px, 10 epochs", "cifar100_vit_b16_fast", "rdrop_0.3"),
+    "digits": Study("digits, 58 epochs", "digits", "rdrop_0.3"),
+}
+ARMS = {  # as in the names of runs -> label; in the order of the tables
+    "baseline": "one view",
+    "baseline_twice": "one view, twice the steps",
+    "baseline_128": "one view, batches of 128",
+    "two_views": "two views without KL",
+    "rdrop_x1": "R-Drop 0.3",
+    "rdrop_x8": "R-Drop 0.3 x 8",
+    "rdrop_x32": "R-Drop 0.3 x 32",
+    "rdrop_0.3": "R-Drop 0.3",
+    "rdrop_0.1": "R-Drop 0.1",
+    "rdrop_best": "R-Drop 0.1 (tuned)",
+    "rdrop_1": "R-Drop 1",
+    "rdrop_3": "R-Drop 3",
 }
 
 
@@ -156,7 +143,7 @@ def _detail(problem: Exception) -> str:
 
 def _meaning(recipe: dict) -> dict:
     """The recorded settings that define a run, but for its seed. The same file may lie elsewhere."""
-    left_out = {*_LABELS, *_HARDWARE, *_GONE, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
+    left_out = {*_LABELS, *_HARDWARE, *_RECORDING, *_GONE, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
     found = {name: value for name, value in recipe.items() if name not in left_out}
     return found | {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
 
@@ -170,7 +157,7 @@ def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
     for index, name in runs["name"].items():
         match = re.fullmatch(r"study/([^/-]+)-([^/]+)-seed(\d+)", name)
         study = STUDIES.get(match[1]) if match else None
-        if study is None or match[2] not in study.arms:
+        if study is None or match[2] not in ARMS:
             continue
         run = runs.loc[index]
         if run["recipe"] != study.recipe or run["seed"] != int(match[3]):
@@ -182,9 +169,8 @@ def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
     found = found[found["study"] != ""]
     for _, arm in found.groupby(["study", "arm"]):
         _check_same(arm)
-    places = {(name, arm): place for place, (name, arm) in enumerate((s, a) for s in STUDIES for a in STUDIES[s].arms)}
-    order = [places[row.study, row.arm] for row in found.itertuples()]
-    return found.assign(order=order).sort_values(["order", "seed"]).drop(columns="order").reset_index(drop=True)
+    order = [(list(STUDIES).index(run.study), list(ARMS).index(run.arm), run.seed) for run in found.itertuples()]
+    return found.assign(order=order).sort_values("order").drop(columns="order").reset_index(drop=True)
 
 
 def _check_same(arm: pd.DataFrame) -> None:
@@ -215,7 +201,7 @@ def arms(runs: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of `study_runs`: study, arm, label, n, seconds (mean), each of MEASURES and its half width."""
     rows = []
     for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
-        row = {"study": study, "arm": arm, "label": STUDIES[study].arms[arm], "n": len(own)}
+        row = {"study": study, "arm": arm, "label": ARMS[arm], "n": len(own)}
         row["seconds"] = own["seconds"].mean()
         rows.append(row | means(own))
     return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *with_halves()))
@@ -382,8 +368,8 @@ def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
 
 def describe_classes(run: Path) -> str:
     """`per_class` of a run as text, the worst class first, and the confusion matrix of at most 30 classes."""
-    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
     matrix = confusion(read_predictions(run))
+    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
     if names and matrix.index.max() < len(names):
         matrix = matrix.rename(index=names.__getitem__, columns=names.__getitem__)
     classes = per_class(matrix).sort_values("recall, %", kind="stable")

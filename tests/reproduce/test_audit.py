@@ -256,8 +256,8 @@ def test_the_command_prints_the_finding(tmp_path, capsys):
     make_log(tmp_path / "vdlrecords.1.log", random_shares())
     main([str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "1/400 in each of 3 processes: 1,200 images of 10,000" in printed and "rate not logged" in printed
-    assert "claim:" not in printed
+    assert re.search(r"^images_per_value +400\ntest_images +1200$", printed, re.MULTILINE)
+    assert re.search("^schedule +rate not logged$", printed, re.MULTILINE) and "claim" not in printed
     with pytest.raises(UserError, match="--record is for the logs whose repositories are known"):
         main([str(tmp_path), "--record"])
 
@@ -286,7 +286,7 @@ def test_times_of_no_calendar_are_unknown_or_some_day_and_no_traceback(tmp_path,
             file.write(len(message).to_bytes(8, "little") + message)
     main([str(tmp_path)])
     printed = capsys.readouterr().out
-    assert f"50.00 % at step {2**62:,}" in printed or "at step 1," in printed
+    assert re.search(rf"^last_step +{2**62}$", printed, re.MULTILINE)
     assert ("unknown" in printed) == (stamp > 1e12)
 
 
@@ -295,7 +295,7 @@ def test_rates_that_are_none_are_no_schedule(tmp_path, value, capsys):
     rows = [("train/lr", step, value, step) for step in range(1, 9)] + [("test/accuracy", 8, 0.5, 9)]
     write_log(tmp_path / "vdlrecords.1.log", rows)
     main([str(tmp_path)])
-    assert "schedule:   cannot tell: the logged rate is not positive" in capsys.readouterr().out
+    assert "schedule         cannot tell: the logged rate is not positive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])

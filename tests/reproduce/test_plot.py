@@ -9,7 +9,7 @@ from making_runs import EVIDENCE, make_arm
 from PIL import Image
 
 from common.errors import UserError
-from reproduce import audit, plot, results
+from reproduce import ROOT, audit, plot, results
 from reproduce.curves import draw_run
 
 
@@ -52,12 +52,22 @@ def test_the_published_figure_has_every_mean_and_the_span_of_processes():
     assert len(axes.collections) == (record["runs"]["processes"] > 1).sum()
 
 
+def test_what_there_are_no_runs_for_is_not_drawn(tmp_path):
+    """One arm alone: nothing to subtract, and one view has no KL."""
+    shutil.copytree(ROOT / "logs" / "published", tmp_path / "published")
+    assert set(plot.figures(tmp_path)) == {"published"}
+    make_arm(tmp_path, "digits-baseline", [3], num_views=1)
+    assert set(plot.figures(tmp_path)) == {"published", "accuracy", "reliability"}
+    make_arm(tmp_path, "digits-two_views", [4], alpha=0.0)  # one seed has no interval
+    assert set(plot.figures(tmp_path)) == {"published", "accuracy", "reliability", "kl", "kl_question"}
+
+
 def test_without_the_record_of_the_published_logs_one_line_says_so(tmp_path):
     with pytest.raises(UserError, match=r"csv: the record .* python"):
         plot.main(["--logs", str(tmp_path), "--images", str(tmp_path / "images")])
 
 
-@pytest.mark.parametrize("name", ["lr_$1e-3", "a$b$c", "$\\frac{1}", "x_{y}^z"])
+@pytest.mark.parametrize("name", ["lr_$1e-3", "$\\frac{$", "lr_$1e-3_{$"])
 def test_a_run_of_any_name_can_be_drawn(tmp_path, name):
     shutil.copytree(EVIDENCE / "digits", tmp_path / name)
     with Image.open(draw_run(tmp_path / name, tmp_path / "deep" / "picture.png")) as picture:
