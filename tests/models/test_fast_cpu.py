@@ -23,7 +23,7 @@ def fast(layer):
 
 
 def mlp(width, hidden_width, rate=0.0):
-    return Mlp(SimpleNamespace(width=width, mlp_width=hidden_width, dropout=rate))
+    return Mlp(SimpleNamespace(width=width, mlp_width=hidden_width, dropout=rate, activation="gelu"))
 
 
 def numbers(*shape, seed=0, dtype="float32"):
