@@ -62,7 +62,7 @@ def read_configs(folder: Path, width: int, said: dict) -> dict:
             check_types(ViTConfig, {k: v for k, v in found.items() if k in ViTConfig.__dataclass_fields__})
         except UserError as reason:
             raise UserError(f"{path}: {reason}; say it by an option (--help), or move that file away") from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as reason:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as reason:
             raise UserError(f"{path}: no config of timm or Hugging Face ({reason!r:.80}); move it away") from None
     return found
 

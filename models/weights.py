@@ -44,7 +44,7 @@ _BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, d
 _WRAPPERS = ("module.", "_orig_mod.")  # what PyTorch's DistributedDataParallel and compile put before every name
 _TOLD = ("heads", "layer_norm_epsilon", "pooling", "activation")  # fields that no shape tells
 _IMAGENET = (1000, 21841, 21843)  # classes of ImageNet-1k and the two counts of ImageNet-21k
-_LARGEST = {"image_size": 2048, "tokens": 16385, "depth": 256, "width": 2**14, "mlp_width": 2**16, "num_classes": 2**17}
+_LARGEST = {"image_size": 2048, "tokens": 16385, "depth": 64, "width": 2**14, "mlp_width": 2**16, "num_classes": 2**17}
 
 
 @dataclass
