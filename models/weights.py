@@ -92,9 +92,10 @@ def read_weights(path, entry: str = "") -> Weights:
     """
     container, arrays, texts, entry = read_arrays(path, entry)
     metadata = _metadata(path, texts)
-    if any(name.endswith("._batch_norm._mean") for name in arrays):
+    network = metadata.get("network", {})
+    if {"network", "first"} & network.keys() or any(name.endswith("._batch_norm._mean") for name in arrays):
         label = "this project" if metadata else "PaddleClas"
-        return Weights(Path(path), label, arrays, metadata, network=metadata.get("network", {}))
+        return Weights(Path(path), label, arrays, metadata, network=network)
     try:
         found = _converted(container, arrays)
     except ValueError as reason:
@@ -105,7 +106,7 @@ def read_weights(path, entry: str = "") -> Weights:
     label, arrays, left_out, told = found
     if entry:
         label += f", entry {entry!r:.40}"
-    return Weights(Path(path), label, arrays, metadata, left_out, {**told, **metadata.get("network", {})})
+    return Weights(Path(path), label, arrays, metadata, left_out, {**told, **network})
 
 
 def _metadata(path, texts: dict[str, str]) -> dict:
