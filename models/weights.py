@@ -148,9 +148,6 @@ _OFFICIAL_NAMES = {
     "ffn_norm": "norm2",
     "ffn.fc1": "mlp.fc1",
     "ffn.fc2": "mlp.fc2",
-    "attn.query": "attn.query",
-    "attn.key": "attn.key",
-    "attn.value": "attn.value",
     "attn.out": "attn.proj",
 }
 _HUGGING_FACE_NAMES = {
@@ -167,15 +164,10 @@ _HUGGING_FACE_NAMES = {
     "layernorm_after": "norm2",
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
-}
-_TRANSFORMERS_5_NAMES = {
-    **_HUGGING_FACE_NAMES,
-    "attention.q_proj": "attn.query",
+    "attention.q_proj": "attn.query",  # from here on transformers 5
     "attention.k_proj": "attn.key",
     "attention.v_proj": "attn.value",
     "attention.o_proj": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
 }
 _FLAX_NAMES = {
     "cls": "cls_token",
@@ -191,24 +183,14 @@ _FLAX_NAMES = {
     "MlpBlock_3.Dense_0": "mlp.fc1",
     "MlpBlock_3.Dense_1": "mlp.fc2",
 }
-_LAYOUTS = (
+_TOKEN = {"pooling": "token"}
+_OFFICIAL, _HF4, _HF5 = "transformer.encoder.layer.", "encoder.layer.", "layers."
+_LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
     _Layout("this project", "blocks.0.attn.query.weight", _CODE),
-    _Layout("timm", _JOINT_QKV, {}),  # also PaddleClas and the Paddle port of R-Drop
-    _Layout(  # and jeonsworld/ViT-pytorch, which it is made from
-        "official R-Drop",
-        "transformer.encoder.layer.0.attn.query.weight",
-        _CODE,
-        "transformer.encoder.layer.",
-        _OFFICIAL_NAMES,
-    ),
-    _Layout(
-        "Hugging Face",
-        "encoder.layer.0.attention.attention.query.weight",
-        {"pooling": "token"},
-        "encoder.layer.",
-        _HUGGING_FACE_NAMES,
-    ),
-    _Layout("Hugging Face", "layers.0.attention.q_proj.weight", {"pooling": "token"}, "layers.", _TRANSFORMERS_5_NAMES),
+    _Layout("timm", _JOINT_QKV, {}),
+    _Layout("official R-Drop", f"{_OFFICIAL}0.attn.query.weight", _CODE, _OFFICIAL, _OFFICIAL_NAMES),
+    _Layout("Hugging Face", f"{_HF4}0.attention.attention.query.weight", _TOKEN, _HF4, _HUGGING_FACE_NAMES),
+    _Layout("Hugging Face", f"{_HF5}0.attention.q_proj.weight", _TOKEN, _HF5, _HUGGING_FACE_NAMES),
     _Layout("Google", _FLAX, _CODE, "Transformer.encoderblock_", _FLAX_NAMES),
 )
 
@@ -274,13 +256,13 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
 
 
 def _renamed(arrays: Arrays, layout: _Layout) -> Arrays:
-    """Our names; one that the layout does not know stays as it is."""
+    """Our names; what the layout does not know keeps its own."""
 
     def ours(name: str) -> str:
         layer, _, kind = name.rpartition(".")
         number, _, part = layer.removeprefix(layout.blocks).partition(".")
-        if layer.startswith(layout.blocks) and part in layout.names:
-            return f"blocks.{number}.{layout.names[part]}.{kind}"
+        if layer.startswith(layout.blocks) and part:
+            return f"blocks.{number}.{layout.names.get(part, part)}.{kind}"
         if name in layout.names:
             return layout.names[name]
         return f"{layout.names[layer]}.{kind}" if layer in layout.names else name
