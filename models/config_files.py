@@ -42,7 +42,7 @@ class Resize(NamedTuple):
     def __str__(self) -> str:
         if not self.keep_ratio:
             return "whole"
-        return f"{self.pixels or f'1/{self.share}'} and centre crop"
+        return f"{self.pixels or f'to 1/{self.share} of the image size'} and centre crop"
 
 
 def read_configs(folder: Path, width: int, said: dict) -> dict:
