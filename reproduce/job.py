@@ -20,7 +20,7 @@ from common.lock import locked
 from data import dataset_sizes, load_dataset
 from data.download import fetch
 from models import has_batch_norm
-from models.weights import PRETRAINED_URLS
+from models.weights import PRETRAINED_URLS, read_weights
 from reproduce import ROOT, checkpoint, distributed, plan
 from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
@@ -357,12 +357,24 @@ def _result_of_finished(job: Job) -> dict | None:
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
     if not header["finished"]:
         return None
-    if not (job.saved / "last.pdparams").exists():
-        raise UserError(
-            f"{header_file.parent}: holds the record of a finished run whose weights are not here; say --restart to "
-            "set it aside and train again, or choose another --run NAME"
-        )
+    for name in ("last", "best") if header["result"].get("best") else ("last",):
+        _check_weights(job.saved / f"{name}.pdparams", header_file.parent)
     return header["result"]
+
+
+def _check_weights(path: Path, logs: Path) -> None:
+    """A record says finished: its weights have to be there, and whole."""
+    state = "not here"
+    if path.exists():
+        try:
+            read_weights(path)
+            return
+        except UserError as problem:
+            state = f"damaged ({problem})"
+    raise UserError(
+        f"{logs}: holds the record of a finished run whose weights {path.name} are {state}; say --restart to set it "
+        "aside and train again, or choose another --run NAME"
+    )
 
 
 def _set_aside(job: Job) -> None:

@@ -99,7 +99,11 @@ def test_train_then_evaluate(command, tmp_path):
     again = command("reproduce.train", *SHORT)
     assert again.returncode == 0 and "finished:" in again.stdout and records(logs) == rows
     (saved / "last.pdparams").rename(saved / "moved")  # the record of a finished run is never overwritten
-    assert_user_error(command("reproduce.train", *SHORT), "finished run whose weights are not here", "--restart")
+    refused = "finished run whose weights last.pdparams are"
+    assert_user_error(command("reproduce.train", *SHORT), f"{refused} not here", "--restart")
+    whole = (saved / "moved").read_bytes()
+    (saved / "last.pdparams").write_bytes(whole[: len(whole) // 2])
+    assert_user_error(command("reproduce.train", *SHORT), f"{refused} damaged", "--restart")
     (saved / "moved").rename(saved / "last.pdparams")
     anew = command("reproduce.train", *SHORT, "--restart")
     assert anew.returncode == 0
