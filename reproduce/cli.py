@@ -122,7 +122,7 @@ def _end_with(error: Exception) -> None:
     if distributed.is_lost_contact(error):
         distributed.await_the_launcher()
         print(str(error).strip(), file=sys.stderr)
-        _fail("lost contact with another process of this run: if its output says nothing, the lines above are why")
+        _fail("lost contact with another process of this run; its output says why, and the lines above what was seen")
         sys.exit(1)
     if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
         raise error

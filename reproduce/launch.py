@@ -30,6 +30,7 @@ from reproduce.meeting import Layout, meet, number_from, place_of_node
 _ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
+_TIME_TO_SAY_WHY = 15  # seconds, for processes that lose contact to another node: see distributed.await_the_launcher
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
 # set by other launchers on many clusters; Paddle would take them before its own
 _NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
@@ -46,7 +47,9 @@ def main() -> None:
     keep = False
     try:
         environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
-        code, keep = _Processes(command, environments, folder).run()
+        code, keep = _Processes(command, environments, folder, layout).run()
+        if code == 0 or code - 128 in SIGNALS:  # stopped as all of them are
+            layout.say_goodbye()
         sys.exit(code)
     finally:
         if not keep:
@@ -93,8 +96,8 @@ def _environment(layout: Layout, number: int, on_gpu: bool, folder: Path) -> dic
 class _Processes:
     """The processes of this node, by their number in it, and a file in `folder` for what each of them writes."""
 
-    def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path):
-        self._command, self._environments, self._folder = command, environments, folder
+    def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path, layout: Layout):
+        self._command, self._environments, self._folder, self._layout = command, environments, folder, layout
         self._ranks = [int(environment["PADDLE_TRAINER_ID"]) for environment in environments]
         self._of = environments[0]["PADDLE_TRAINERS_NUM"]
         self._running: list[subprocess.Popen] = []
@@ -109,14 +112,16 @@ class _Processes:
             for number in range(len(self._environments)):
                 self._start(number)
             first, code = self._wait(output)
-            if first is not None:
+            if code:
                 self._end_others(_TIME_TO_STOP if code - 128 in SIGNALS else _TIME_TO_END, output)
         finally:
             for process in self._running:
                 process.kill()
                 process.wait()
         output.pass_on(to_the_end=True)
-        return (0, False) if first is None else self._report(first, code)
+        if not code:
+            return 0, False
+        return self._report_lost_node() if first is None else self._report(first, code)
 
     def _log(self, number: int) -> Path:
         return self._folder / f"rank_{self._ranks[number]}.log"
@@ -136,8 +141,11 @@ class _Processes:
             )
 
     def _wait(self, output: "_Relay") -> tuple[int | None, int]:
-        """Wait until one has failed, or all have ended well (None, 0); passes on output and signals meanwhile."""
-        told = 0
+        """Wait until one has failed, all have ended well (None, 0), or another node is lost (None, 1).
+
+        Passes on output and signals meanwhile.
+        """
+        told, until = 0, None
         while True:
             ended = [process.poll() for process in self._running]
             output.pass_on()
@@ -152,6 +160,10 @@ class _Processes:
                 for process in self._running:
                     process.send_signal(received)
                 told += 1
+            if until is None and self._layout.has_lost_a_node():
+                until = time.monotonic() + _TIME_TO_SAY_WHY
+            if until is not None and time.monotonic() > until:
+                return None, 1
             time.sleep(0.1)
 
     def _end_others(self, patience: float, output: "_Relay") -> None:
@@ -163,6 +175,17 @@ class _Processes:
         while time.monotonic() < until and any(process.poll() is None for process in self._running):
             output.pass_on()
             time.sleep(0.1)
+
+    def _kept(self) -> str:
+        return f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+
+    def _report_lost_node(self) -> tuple[int, bool]:
+        print(
+            "error: another node of this run has ended, its output says why; the processes of this node were ended "
+            f"too; the same commands continue the run; {self._kept()}",
+            file=sys.stderr,
+        )
+        return 1, True
 
     def _report(self, number: int, code: int) -> tuple[int, bool]:
         """Say what became of the process that failed first; the first of the node has been heard already."""
@@ -182,7 +205,7 @@ class _Processes:
             lines = []
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
-        kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+        kept = self._kept()
         if code > 0:
             print(f"error: {which} failed, see above, and the others were ended; {kept}", file=sys.stderr)
             return code, True

@@ -1,21 +1,24 @@
 """How the nodes of a run find each other: each one calls the first, which tells all how many processes each has.
 
-One line of JSON each way, over a plain socket: no proxy is asked, and no node needs a name for itself.
+One line of JSON each way, over a plain socket: no proxy is asked, and no node needs a name for itself. The connections
+stay: a node that ends well says so, and one that is lost is noticed at once, which NCCL does after half an hour.
 """
 
 import contextlib
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.errors import UserError
 
 _SAY_EVERY = 30  # seconds
 _GIVE_UP = 15 * 60  # seconds, as Paddle's own store
 _LONGEST_LINE = 100_000  # bytes
+_GOODBYE = b"."
 
 
 @dataclass
@@ -26,6 +29,25 @@ class Layout:
     processes: list[int]
     address: str
     port: int
+    others: list[socket.socket] = field(default_factory=list)  # to the launchers of other nodes
+
+    def say_goodbye(self) -> None:
+        """This node's part is done: the others need not mind that it ends."""
+        for other in self.others:
+            with contextlib.suppress(OSError):
+                other.sendall(_GOODBYE)
+
+    def has_lost_a_node(self) -> bool:
+        """Whether a node has ended without a goodbye. At once."""
+        for other in select.select(self.others, [], [], 0)[0]:
+            try:
+                said = other.recv(1)
+            except OSError:
+                said = b""
+            if said != _GOODBYE:
+                return True
+            self.others.remove(other)
+        return False
 
     @staticmethod
     def of_one_node(processes: int) -> "Layout":
@@ -107,6 +129,8 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
                 _send(connection, {"processes": layout.processes, "port": layout.port})
             except OSError:
                 raise UserError(f"node {number} came and went away; see its output, and start all again") from None
+        opened.pop_all()
+        layout.others = [_watched(connection) for connection in connections.values()]
         return layout
 
 
@@ -120,13 +144,22 @@ def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
             for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
                 with contextlib.suppress(TimeoutError):
                     answer = _read(first)
+                    kept = first.dup()
                     break
         if answer is not None:
             break
         time.sleep(1)  # the first one is not there yet, or was started again
     if "error" in answer:
         raise UserError(str(answer["error"]))
-    return Layout(node, answer["processes"], address, answer["port"])
+    return Layout(node, answer["processes"], address, answer["port"], [_watched(kept)])
+
+
+def _watched(connection: socket.socket) -> socket.socket:
+    """Have the kernel ask every 30 seconds whether the other side is there; so no firewall finds it idle either."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 4)):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    return connection
 
 
 def _patiently(whom: Callable[[], str]) -> Iterator[None]:

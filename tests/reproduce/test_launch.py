@@ -250,6 +250,20 @@ def test_numbers_of_processes_that_make_no_sense(monkeypatch, wished):
         launch._processes(gpus=8)
 
 
+@pytest.mark.parametrize("goodbye", [b"", b"."])
+def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(monkeypatch, tmp_path, capsys, goodbye):
+    monkeypatch.setattr(launch, "SIGNALS", ())
+    monkeypatch.setattr(launch, "_TIME_TO_SAY_WHY", 0.2)
+    here, there = socket.socketpair()
+    there.sendall(goodbye)
+    there.close()
+    layout = Layout(0, [1, 1], "127.0.0.1", 1, [here])
+    command = ["sleep", "1" if goodbye else "600"]
+    environment = {**os.environ, "PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "2"}
+    assert launch._Processes(command, [environment], tmp_path, layout).run() == ((0, False) if goodbye else (1, True))
+    assert ("error: another node of this run has ended" in capsys.readouterr().err) == (not goodbye)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
@@ -276,6 +290,12 @@ def all_meet(*nodes):
 def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
     found = all_meet((2, 3, 1), (0, 3, 4), (1, 3, 2))
     assert [layout.processes for layout in found] == [[4, 2, 1]] * 3
+    second, first, third = found
+    assert not first.has_lost_a_node()
+    second.say_goodbye()
+    assert not first.has_lost_a_node() and len(first.others) == 1
+    third.others[0].close()
+    assert first.has_lost_a_node()
     assert [layout.node for layout in found] == [2, 0, 1] and len({layout.port for layout in found}) == 1
 
 
