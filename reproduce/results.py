@@ -102,7 +102,7 @@ _COLUMNS = ("name", "path", "recipe", "settings", "meaning", "seed", "steps", "r
 def _row(path: Path, logs: Path) -> dict | None:
     """A run as a row of the table; None for one that has not finished or was not evaluated."""
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(path.read_text() if path.is_file() else "")
         if not header["finished"] or "best" not in header["result"]:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
