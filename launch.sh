@@ -5,9 +5,13 @@ script=$1 module=$2
 shift 2
 source ./setup_env.sh run
 
-for name in SLURM_JOB_NUM_NODES SLURM_JOB_ID; do
+for name in SLURM_JOB_NUM_NODES SLURM_JOB_ID SLURM_STEP_NUM_TASKS; do
   [[ ${!name:-1} =~ ^[0-9]+$ ]] || setup_fail "$name=${!name}: must be a whole number, as SLURM sets it"
 done
+if ((${SLURM_STEP_NUM_TASKS:-1} > 1)) && [[ -z ${RDROP_ON_EACH_NODE:-}${NNODES:-} ]]; then
+  setup_fail "srun started this script $SLURM_STEP_NUM_TASKS times: give it to sbatch, which starts it once, and all" \
+    "nodes and GPUs of the job are used"
+fi
 start=("$PYTHON" -m "$module")
 if [[ $module == reproduce.study || $module == reproduce.gpu_check ]]; then
   : # these start their processes themselves

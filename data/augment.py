@@ -9,12 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
-# What pixels from 0 to 255 become: (divisor, offset) of pixel / divisor - offset; three numbers where channels differ.
-SCALES = {
-    "-1..1": (127.5, 1.0),  # the ViTs: mean = std = 0.5
-    "0..1": (255.0, 0.0),  # the blog's two networks
-    "imagenet": ([58.395, 57.12, 57.375], [0.485 / 0.229, 0.456 / 0.224, 0.406 / 0.225]),  # PaddleClas's files
-}
+from common.pixels import SCALES
+
 _ATTEMPTS = 10  # torchvision's RandomResizedCrop tries this often before it takes a centre crop
 
 

@@ -70,6 +70,11 @@ def skeleton(config: Config) -> ViT | ResNet | TwoNetworks:
         return build(config)
 
 
+def state_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array in the state of the network, without memory for them."""
+    return {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
+
+
 def count_parameters(config: Config) -> int:
     """Numbers that are trained, so without the running statistics of batch norm."""
     return sum(p.size for p in skeleton(config).parameters() if not p.stop_gradient)

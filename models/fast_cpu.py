@@ -70,8 +70,8 @@ class FastMlp(Mlp):
         """dropout1(GELU(fc1(x))): (..., D) -> (..., mlp_width). Hooks of these two layers are called."""
         fc1, dropout = self.fc1, self.dropout1
         watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in (fc1, dropout))
-        if watched or not fc1.training:
-            return dropout(F.gelu(fc1(x)))
+        if watched or not fc1.training or self.activation is not F.gelu:
+            return dropout(self.activation(fc1(x)))
         if type(dropout) is not FastDropout:  # something that was put in its place
             return dropout(_Hidden.apply(x, fc1.weight, fc1.bias, 0))
         return _Hidden.apply(x, fc1.weight, fc1.bias, _dropped(dropout.p) if dropout.training else 0)

@@ -16,6 +16,13 @@ from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 from paddle.nn import functional as F
 
+ACTIVATIONS = {
+    "gelu": F.gelu,  # the exact one
+    "relu": F.relu,
+    "quick_gelu": lambda x: x * F.sigmoid(1.702 * x),  # OpenAI's
+}
+POOLINGS = ("token", "avg")
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -33,6 +40,8 @@ class ViTConfig:
     projection_dropout: float = 0.0  # after the attention's output projection
     qkv_bias: bool = True
     layer_norm_epsilon: float = 1e-6
+    pooling: str = "token"  # what the head reads: the class token, or "avg", the mean of the others
+    activation: str = "gelu"  # of the MLPs: a name of ACTIVATIONS
 
     @property
     def tokens(self) -> int:
@@ -42,7 +51,8 @@ class ViTConfig:
     def flops_by_part(self) -> dict[str, int]:
         """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as 2)."""
         d, others = self.width, self.depth - 1
-        rows = others * self.tokens + 1  # of all blocks; the last one computes the class token alone
+        last = self.tokens if self.pooling == "avg" else 1  # rows of the last block
+        rows = others * self.tokens + last
         return {
             "patch embedding": 2 * (self.tokens - 1) * 3 * self.patch_size**2 * d,
             "key, value": 4 * self.depth * self.tokens * d * d,
@@ -90,7 +100,7 @@ class Attention(nn.Layer):
 
 
 class Mlp(nn.Layer):
-    """Two dense layers with an exact GELU between them: (B, t, D) -> (B, t, D)."""
+    """Two dense layers with GELU, or another activation, between them: (B, t, D) -> (B, t, D)."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()
@@ -98,9 +108,10 @@ class Mlp(nn.Layer):
         self.dropout1 = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(config.mlp_width, config.width)
         self.dropout2 = nn.Dropout(config.dropout)
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x):
-        x = self.dropout1(F.gelu(self.fc1(x)))  # (B, t, mlp_width)
+        x = self.dropout1(self.activation(self.fc1(x)))  # (B, t, mlp_width)
         return self.dropout2(self.fc2(x))
 
 
@@ -134,7 +145,7 @@ class PatchEmbed(nn.Layer):
 
 
 class ViT(nn.Layer):
-    """(B, 3, S, S) images in [-1, 1] -> (B, num_classes) logits, read from the class token.
+    """(B, 3, S, S) images in [-1, 1] -> (B, num_classes) logits, read from the class token (see `ViTConfig.pooling`).
 
     The head starts at zero, so a fresh network predicts the uniform distribution: first loss ln(num_classes).
     """
@@ -186,9 +197,11 @@ class ViT(nn.Layer):
     def _classify(self, x):
         x = self.pos_dropout(x)
         for number, block in enumerate(self.blocks):  # without start=1, which an export cannot translate
-            last = number == len(self.blocks) - 1
+            last = number == len(self.blocks) - 1 and self.config.pooling == "token"
             if self.recompute and self.training:
                 x = recompute(block, x, last)  # draws the same dropout masks again
             else:
                 x = block(x, last)
+        if self.config.pooling == "avg":
+            return self.head(self.norm(x)[:, 1:].mean(1))
         return self.head(self.norm(x[:, 0]))  # LayerNorm acts on each token alone: the class token suffices

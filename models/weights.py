@@ -1,42 +1,50 @@
 """Weights from a file into a network, strictly: every name, shape and change is accounted for.
 
-`models.weight_files` reads the file, `models.layouts` knows whose names it holds; here they meet a network.
-ViTs come in many layouts. The convolutional networks have PaddleClas's names, so their files are taken as they are.
+`models.weight_files` reads the arrays and `models.config_files` the configs beside them. Here stands whose layout they
+have and how they meet a network. A layout is known by its names. Which way round matrices are is known by the
+container, never by shapes: PyTorch (`.bin`, `.safetensors`) writes (out, in), Paddle and Flax write (in, out), as here.
 """
 
 import dataclasses
 import json
 import math
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from common.atomic import atomic_write
 from common.errors import UserError
-from models import CNNConfig, Config, TwoNetworksConfig, build, config_from_dict, resnet
-from models.layouts import convert, state_shapes
-from models.vit import ViT, ViTConfig
-from models.weight_files import read_arrays
+from common.pixels import SCALES
+from models import CNNConfig, Config, TwoNetworksConfig, build, check_types, config_from_dict, resnet, state_shapes
+from models.config_files import Resize, read_configs
+from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
+from models.weight_files import read_arrays, write_sealed
 
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
 
-_GOOGLE = "https://storage.googleapis.com/vit_models/"
+_GOOGLE_FILES = "https://storage.googleapis.com/vit_models/"
 _AUGREG = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"  # its authors' choice of ViT-B/16
-_TIMM = "https://huggingface.co/timm/"
-_PADDLECLAS = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
+_TIMM_FILES = "https://huggingface.co/timm/"
+_PADDLECLAS_FILES = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
 PRETRAINED_URLS = {  # file name -> official address
     **{
-        f"{name}.npz": f"{_GOOGLE}imagenet21k/{name}.npz"
+        f"{name}.npz": f"{_GOOGLE_FILES}imagenet21k/{name}.npz"
         for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")
     },
-    _AUGREG: f"{_GOOGLE}augreg/{_AUGREG}",  # ViT-B/16 on ImageNet-21k too, trained with more augmentation (2106.10270)
+    _AUGREG: f"{_GOOGLE_FILES}augreg/{_AUGREG}",  # on ImageNet-21k too, with more augmentation (2106.10270)
     "vit_tiny_patch16_224.safetensors": (
-        f"{_TIMM}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
+        f"{_TIMM_FILES}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
     ),
-    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS}{name}_pretrained.pdparams" for name in resnet.NETWORKS},
+    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS_FILES}{name}_pretrained.pdparams" for name in resnet.NETWORKS},
 }
+
+Arrays = dict[str, np.ndarray]
+_BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, dropped with their head
+_WRAPPERS = ("module.", "_orig_mod.")  # what PyTorch's DistributedDataParallel and compile put before every name
+_TOLD = ("heads", "layer_norm_epsilon", "pooling", "activation")  # fields that no shape tells
+_IMAGENET = (1000, 21841, 21843)  # classes of ImageNet-1k and the two counts of ImageNet-21k
+_LARGEST = {"image_size": 2048, "tokens": 16385, "depth": 64, "width": 2**14, "mlp_width": 2**16, "num_classes": 2**17}
 
 
 @dataclass
@@ -45,10 +53,12 @@ class Weights:
 
     path: Path
     layout: str
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
     metadata: dict
     left_out: list[str] = field(default_factory=list)  # names of a layer before the head, which go with the head
     network: dict = field(default_factory=dict)  # ViTConfig fields that the file tells beyond its shapes
+    pictures: dict = field(default_factory=dict)  # `scale`, `resize`, `class_names`: see config_files.read_configs
+    assumed: dict = field(default_factory=dict)  # what nothing says, by the name of its option
 
 
 @dataclass
@@ -60,11 +70,10 @@ class LoadReport:
     resized: list[str]
     replaced: list[str]
     left_out: list[str]
-    assumed: list[str] = field(default_factory=list)  # what neither the file nor the user says
 
     def __str__(self) -> str:
         parts = [f"{self.copied} arrays ({self.layout})"]
-        for label in ("resized", "replaced", "left_out", "assumed"):
+        for label in ("resized", "replaced", "left_out"):
             if names := getattr(self, label):
                 parts.append(f"{label.replace('_', ' ')}: {', '.join(names)}")
         return "; ".join(parts)
@@ -73,31 +82,35 @@ class LoadReport:
 def save_weights(path, model, metadata: dict) -> None:
     """Write the state of `model` with `metadata` (JSON), whole or not at all; `paddle.load` reads it too."""
     state = {name: np.asarray(value.numpy()) for name, value in model.state_dict().items()}
-    with atomic_write(path) as file:
-        pickle.dump({**state, METADATA: json.dumps(metadata)}, file, protocol=4)
+    write_sealed(path, {**state, METADATA: json.dumps(metadata)})
 
 
-def read_weights(path) -> Weights:
-    """Read a weight file of any known layout. Raises UserError, naming the file and the reason."""
-    container, arrays, texts = read_arrays(path)
+def read_weights(path, entry: str = "") -> Weights:
+    """Read a weight file of any known layout; `entry` chooses one of several networks in it.
+
+    Raises UserError, naming the file and the reason.
+    """
+    container, arrays, texts, entry = read_arrays(path, entry)
     metadata = _metadata(path, texts)
-    if any(name.endswith("._batch_norm._mean") for name in arrays):
+    network = metadata.get("network", {})
+    if {"network", "first"} & network.keys() or any(name.endswith("._batch_norm._mean") for name in arrays):
         label = "this project" if metadata else "PaddleClas"
-        return Weights(Path(path), label, arrays, metadata, network=metadata.get("network", {}))
+        return Weights(Path(path), label, arrays, metadata, network=network)
     try:
-        found = convert(container, arrays)
+        found = _converted(container, arrays)
     except ValueError as reason:
         raise UserError(f"{path}: {reason}") from None
     if found is None:
         some = ", ".join(sorted(arrays)[:3]) or "nothing"
         raise UserError(f"{path}: a {container} file, but of no known ViT layout (it holds {some}, ...)")
-    network = {**found.network, **metadata.get("network", {})}
-    return Weights(Path(path), found.label, found.arrays, metadata, found.left_out, network)
+    label, arrays, left_out, told = found
+    if entry:
+        label += f", entry {entry!r:.40}"
+    return Weights(Path(path), label, arrays, metadata, left_out, {**told, **network})
 
 
 def _metadata(path, texts: dict[str, str]) -> dict:
     """The entry of our own files; it comes from outside too, so its types are checked as far as it is used here."""
-    types = {f.name: f.type for f in dataclasses.fields(ViTConfig)}
     try:
         metadata = json.loads(texts.get(METADATA, "{}"))
         network = metadata.get("network", {}) if isinstance(metadata, dict) else None
@@ -105,13 +118,251 @@ def _metadata(path, texts: dict[str, str]) -> dict:
             raise ValueError("it is no table with the tables network and recipe")
         if {"network", "first"} & network.keys():
             config_from_dict(network)
-            return metadata
-        for name, value in network.items():
-            if type(value) not in ((int, float) if types.get(name) is float else (types.get(name),)):
-                raise ValueError(f"network has {name!r:.40} {value!r:.40}")
+        else:
+            check_types(ViTConfig, network)
     except (ValueError, RecursionError) as reason:
         raise UserError(f"{path}: its entry {METADATA!r} does not describe a run ({reason})") from None
     return metadata
+
+
+# ---- layouts
+
+
+class _Layout(NamedTuple):
+    label: str
+    mark: str  # an array that no other layout has
+    told: dict  # ViTConfig fields that whoever has this layout has, too
+    blocks: str = "blocks."  # stands before the number of a block
+    names: dict[str, str] = {}  # noqa: RUF012 (never changed): layers outside and inside the blocks -> ours
+
+
+_CODE = {"pooling": "token", "activation": "gelu"}  # of the projects whose code has no other
+_JOINT_QKV = "blocks.0.attn.qkv.weight"
+_FLAX = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"
+_OFFICIAL_NAMES = {
+    "transformer.embeddings.cls_token": "cls_token",
+    "transformer.embeddings.position_embeddings": "pos_embed",
+    "transformer.embeddings.patch_embeddings": "patch_embed.proj",
+    "transformer.encoder.encoder_norm": "norm",
+    "attention_norm": "norm1",
+    "ffn_norm": "norm2",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.fc2": "mlp.fc2",
+    "attn.out": "attn.proj",
+}
+_HUGGING_FACE_NAMES = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "classifier": "head",
+    "layernorm_before": "norm1",
+    "attention.attention.query": "attn.query",
+    "attention.attention.key": "attn.key",
+    "attention.attention.value": "attn.value",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "attention.q_proj": "attn.query",  # from here on transformers 5
+    "attention.k_proj": "attn.key",
+    "attention.v_proj": "attn.value",
+    "attention.o_proj": "attn.proj",
+}
+_FLAX_NAMES = {
+    "cls": "cls_token",
+    "Transformer.posembed_input.pos_embedding": "pos_embed",
+    "embedding": "patch_embed.proj",
+    "Transformer.encoder_norm": "norm",
+    "LayerNorm_0": "norm1",
+    "MultiHeadDotProductAttention_1.query": "attn.query",
+    "MultiHeadDotProductAttention_1.key": "attn.key",
+    "MultiHeadDotProductAttention_1.value": "attn.value",
+    "MultiHeadDotProductAttention_1.out": "attn.proj",
+    "LayerNorm_2": "norm2",
+    "MlpBlock_3.Dense_0": "mlp.fc1",
+    "MlpBlock_3.Dense_1": "mlp.fc2",
+}
+_TOKEN = {"pooling": "token"}
+_OFFICIAL, _HF4, _HF5 = "transformer.encoder.layer.", "encoder.layer.", "layers."
+_LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
+    _Layout("this project", "blocks.0.attn.query.weight", _CODE),
+    _Layout("timm", _JOINT_QKV, {}),
+    _Layout("official R-Drop", f"{_OFFICIAL}0.attn.query.weight", _CODE, _OFFICIAL, _OFFICIAL_NAMES),
+    _Layout("Hugging Face", f"{_HF4}0.attention.attention.query.weight", _TOKEN, _HF4, _HUGGING_FACE_NAMES),
+    _Layout("Hugging Face", f"{_HF5}0.attention.q_proj.weight", _TOKEN, _HF5, _HUGGING_FACE_NAMES),
+    _Layout("Google", _FLAX, _CODE, "Transformer.encoderblock_", _FLAX_NAMES),
+)
+
+
+def _converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict] | None:
+    """(label, our arrays, names of a layer before the head, told fields), or None when no layout is recognised.
+
+    What the layout does not know keeps its name. Raises ValueError when matrices are the other way round than the
+    container has them, or do not fit each other.
+    """
+    arrays = _without_wrappers(arrays)
+    layout = next((layout for layout in _LAYOUTS if layout.mark in arrays), None)
+    if layout is None:
+        return None
+    left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
+    arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
+    label, told = layout.label, dict(layout.told)
+    if layout.mark == _FLAX:
+        told["heads"] = arrays[_FLAX].shape[0]
+        arrays = _without_flax_shapes(arrays)
+    arrays = _renamed(arrays, layout)
+    if layout.mark == _JOINT_QKV:
+        arrays = _split_qkv(arrays)
+        if container == "pdparams":
+            label, told = "PaddleClas", dict(_CODE)
+        fc1 = arrays.get("blocks.7.mlp.fc1.weight")
+        if fc1 is not None and fc1.shape == (768, 2304) and "blocks.8.mlp.fc1.weight" not in arrays:
+            # timm's vit_small_p16_224 of 2020 divides scores by the root of 768, not of its 96 features a head; so
+            # does PaddleClas's ViT_small. The query matrices take up the difference.
+            label, told = f"{label} ViT_small", {**_CODE, "heads": 8, "layer_norm_epsilon": 1e-5}
+            factor = np.float32((96 / 768) ** 0.5)
+            arrays = {name: value * factor if ".attn.query." in name else value for name, value in arrays.items()}
+    return label, arrays, left_out, told
+
+
+def _without_wrappers(arrays: Arrays) -> Arrays:
+    """Names without a prefix that all of them have: of PyTorch's wrappers, and "vit." of Hugging Face."""
+    for prefix in _WRAPPERS * 2:
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
+    if any(name.startswith("vit.embeddings.") for name in arrays):
+        found = {name.removeprefix("vit."): value for name, value in arrays.items()}
+        if len(found) < len(arrays):
+            raise ValueError("two of its arrays are for the same place")
+        return found
+    return arrays
+
+
+def _as_in_out(container: str, arrays: Arrays) -> Arrays:
+    """Every matrix as (in, out). Its bias, or the three outputs an input of a joint qkv, tells when that is wrong."""
+    turned = dict(arrays)
+    for name, value in arrays.items():
+        if value.ndim != 2 or not name.endswith((".weight", "/kernel")):
+            continue
+        turned[name] = value.T if container in ("torch", "safetensors") else value
+        bias = arrays.get(name[: -len("weight")] + "bias")
+        outputs = bias.size if bias is not None else 3 * min(value.shape) if ".qkv." in name else turned[name].shape[1]
+        if turned[name].shape[1] != outputs == turned[name].shape[0]:
+            raise ValueError(
+                f"transposed kernels: {name} is {value.shape}, the other way round than a {container} file has it"
+            )
+    return turned
+
+
+def _renamed(arrays: Arrays, layout: _Layout) -> Arrays:
+    """Our names; what the layout does not know keeps its own."""
+
+    def ours(name: str) -> str:
+        layer, _, kind = name.rpartition(".")
+        number, _, part = layer.removeprefix(layout.blocks).partition(".")
+        if layer.startswith(layout.blocks) and part:
+            return f"blocks.{number}.{layout.names.get(part, part)}.{kind}"
+        if name in layout.names:
+            return layout.names[name]
+        return f"{layout.names[layer]}.{kind}" if layer in layout.names else name
+
+    found = {ours(name): value for name, value in arrays.items()}
+    if len(found) < len(arrays):
+        raise ValueError("two of its arrays are for the same place")
+    return found
+
+
+def _split_qkv(arrays: Arrays) -> Arrays:
+    """Query, key and value, which timm has in one layer, as three."""
+    found = {}
+    for name, value in arrays.items():
+        if ".attn.qkv." in name:
+            for part, piece in zip(("query", "key", "value"), np.split(value, 3, axis=-1), strict=True):
+                found[name.replace("qkv", part)] = piece
+        else:
+            found[name] = value
+    return found
+
+
+def _without_flax_shapes(arrays: Arrays) -> Arrays:
+    """Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches."""
+    if arrays[_FLAX].ndim != 2:
+        raise ValueError(f"{_FLAX} is {arrays[_FLAX].shape}, not (heads, features)")
+    heads, features = arrays[_FLAX].shape
+    width = heads * features
+    kinds = {"kernel": "weight", "scale": "weight"}
+    found = {}
+    for name, value in arrays.items():
+        layer, _, kind = name.replace("/", ".").rpartition(".")
+        if "MultiHeadDotProductAttention_1" in layer and kind == "kernel":
+            if value.shape != ((heads, features, width) if layer.endswith(".out") else (width, heads, features)):
+                raise ValueError(f"transposed kernels: {name} is {value.shape}, for a width of {width}")
+            value = value.reshape(width, width)
+        elif "MultiHeadDotProductAttention_1" in layer:
+            value = value.reshape(width)
+        elif name == "embedding/kernel":
+            value = value.transpose(3, 2, 0, 1)
+        found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value
+    return found
+
+
+# ---- into a network
+
+
+def model_from_file(path, entry: str = "", **said) -> tuple:
+    """(network, Weights, LoadReport) of what a weight file holds, ready for evaluation.
+
+    Args:
+        entry: which of several networks in the file.
+        said: what the user says: fields of ViTConfig (`heads`, `layer_norm_epsilon`, `pooling`, `activation`,
+            `image_size`, ...), `scale` (a name of SCALES) and `resize` (a Resize). It goes before the file's own
+            metadata, that before config files beside it. What nobody says is in `Weights.assumed`.
+
+    Raises UserError for a file that cannot be read or used; shapes are compared before a network is made.
+    """
+    weights = read_weights(path, entry)
+    pictures = {name: said.pop(name) for name in ("scale", "resize") if name in said}
+    recipe = weights.metadata.get("recipe", {})
+    if recipe:
+        scale = recipe.get("scale", "-1..1")
+        if scale not in tuple(SCALES):
+            raise UserError(f"{path}: its metadata has scale {scale!r:.40}; get the file again")
+        pictures = {"scale": scale, **pictures}
+    elif "patch_embed.proj.weight" in weights.arrays:
+        width = len(weights.arrays["patch_embed.proj.weight"])
+        beside = read_configs(weights.path.parent, width, {**weights.network, **said, **pictures})
+        pictures = {**beside, **pictures}
+        weights.network |= {name: pictures.pop(name) for name in _TOLD if name in pictures}
+    weights.pictures = pictures
+    config = config_from_weights(weights, **said)
+    arrays, report = fit(weights, config, replace_head=False)
+    if isinstance(config, ViTConfig):
+        told = {**weights.network, **said}
+        weights.assumed = {name: getattr(config, name) for name in _TOLD if name not in told}
+    if not recipe:
+        _assume_pictures(weights, config.num_classes)
+    model = build(config)
+    _copy(arrays, model)
+    model.eval()
+    return model, weights, report
+
+
+def _assume_pictures(weights: Weights, num_classes: int) -> None:
+    defaults = {"scale": "-1..1", "resize": Resize()}
+    if num_classes in _IMAGENET:
+        defaults["resize"] = Resize(share=0.875, keep_ratio=True)  # 224 of 256, the usual centre crop
+    for name, value in defaults.items():
+        if name not in weights.pictures:
+            weights.pictures[name] = weights.assumed[name] = value
+    if not {"class_names"} & (weights.metadata.keys() | weights.pictures.keys()):
+        weights.assumed["class_order"] = "that of the data set"
+
+
+def assumptions(assumed: dict) -> str:
+    """What is assumed, as one line for people."""
+    listed = ", ".join(f"{name} {value}" for name, value in assumed.items())
+    return f"{listed}; not said by the file, see --help for the options that say it"
 
 
 def config_from_weights(weights: Weights, **options) -> Config:
@@ -145,84 +396,46 @@ def config_from_weights(weights: Weights, **options) -> Config:
 
 def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConfig | TwoNetworksConfig:
     if not weights.network:
-        raise UserError(f"{weights.path}: a convolutional network that knows ImageNet's classes; it is a start for "
-                        "training, --pretrained")  # fmt: skip
+        raise UserError(
+            f"{weights.path}: a convolutional network that knows ImageNet's classes; it is a start for training, "
+            "--pretrained"
+        )
     if options:
         raise UserError(f"{weights.path}: a convolutional network, for which --{next(iter(options))} has no meaning")
     config = config_from_dict(weights.network)
-    if not image_size:
-        return config
-    if isinstance(config, TwoNetworksConfig):
-        return TwoNetworksConfig(
-            *(dataclasses.replace(each, image_size=image_size) for each in (config.first, config.second))
-        )
-    return dataclasses.replace(config, image_size=image_size)
+    parts = [config.first, config.second] if isinstance(config, TwoNetworksConfig) else [config]
+    parts = [dataclasses.replace(part, image_size=image_size or part.image_size) for part in parts]
+    for part in parts:
+        _check(part, weights.path)
+    return TwoNetworksConfig(*parts) if len(parts) == 2 else parts[0]
 
 
-def _check(config: ViTConfig, path) -> None:
-    for f in dataclasses.fields(config):
-        if f.type is int and getattr(config, f.name) < 1:
-            raise UserError(f"{path}: {f.name} {getattr(config, f.name)}: must be 1 or more")
+def _check(config: ViTConfig | CNNConfig, path) -> None:
+    """Raise UserError unless the network can be made, in the memory of a usual machine."""
+    for name, kind in ((f.name, f.type) for f in dataclasses.fields(config)):
+        if kind is int and getattr(config, name) < 1:
+            raise UserError(f"{path}: {name} {getattr(config, name)}: must be 1 or more")
+        if "dropout" in name and not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{path}: a dropout rate must be at least 0 and less than 1")
+    for name, largest in _LARGEST.items():
+        if getattr(config, name, 1) > largest:
+            raise UserError(f"{path}: {name} {getattr(config, name):,}: must be at most {largest:,}")
+    if isinstance(config, CNNConfig):
+        return
     if config.width % config.heads:
         raise UserError(f"{path}: {config.heads} heads do not divide its width {config.width}; say --heads NUMBER")
     if config.image_size % config.patch_size:
         raise UserError(f"image size {config.image_size}: must be a multiple of the patch size {config.patch_size}")
     if not 0 < config.layer_norm_epsilon < 1:
         raise UserError(f"{path}: layer_norm_epsilon {config.layer_norm_epsilon}: must be between 0 and 1")
-    if not all(0 <= rate < 1 for rate in (config.dropout, config.attention_dropout, config.projection_dropout)):
-        raise UserError(f"{path}: a dropout rate must be at least 0 and less than 1")
-
-
-def fit(weights: Weights, config: ViTConfig, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """The arrays that `ViT(config)` takes from `weights`, and what that changes; nothing is built for it.
-
-    A position embedding of another grid is resized. When `replace_head`, as for training, a head that is missing, of
-    another class count, or made for a layer before it that our network has not, is left to the fresh network;
-    otherwise that is an error.
-
-    Raises:
-        UserError: names missing or unexpected, or shapes that differ, listed.
-    """
-    expected, arrays, resized, replaced = state_shapes(config), dict(weights.arrays), [], []
-    bias = arrays.get("head.bias")
-    if replace_head and (bias is None or bias.shape != expected["head.bias"] or weights.left_out):
-        replaced = ["head.weight", "head.bias"]
-        for name in replaced:
-            del expected[name]
-            arrays.pop(name, None)
-    position = arrays.get("pos_embed")
-    if position is not None and position.shape != expected["pos_embed"] and position.shape[::2] == (1, config.width):
-        try:
-            arrays["pos_embed"] = resize_position_embedding(position, config.tokens)
-        except ValueError as reason:
-            raise UserError(f"{weights.path}: {reason}") from None
-        resized = [f"pos_embed {position.shape[1]} -> {config.tokens} tokens"]
-    problems = [
-        f"{name} is {arrays[name].shape} instead of {shape}"
-        for name, shape in expected.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    problems += [f"missing {name}" for name in expected if name not in arrays]
-    problems += [f"unexpected {name}" for name in arrays if name not in expected]
-    problems += [f"{name} is {value.dtype}" for name, value in arrays.items() if value.dtype != np.float32]
-    if not replaced:
-        problems += [f"its head belongs behind {name}, which this network has not" for name in weights.left_out[:1]]
-    _report_problems(weights.path, problems)
-    return arrays, LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
-
-
-def _copy(arrays: dict[str, np.ndarray], model) -> None:
-    state = model.state_dict()
-    for name, value in arrays.items():
-        state[name].set_value(np.ascontiguousarray(value))
+    for name, known in (("pooling", POOLINGS), ("activation", ACTIVATIONS)):
+        if getattr(config, name) not in known:
+            raise UserError(f"{path}: {name} {getattr(config, name)!r:.40}: must be one of {', '.join(known)}")
 
 
 def load_weights(model, weights: Weights, replace_head: bool) -> LoadReport:
     """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
-    if isinstance(model.config, ViTConfig):
-        arrays, report = fit(weights, model.config, replace_head)
-    else:
-        arrays, report = _fit_by_name(weights, model, replace_head)
+    arrays, report = fit(weights, model.config, replace_head)
     _copy(arrays, model)
     return report
 
@@ -244,49 +457,52 @@ def load_pretrained(model, *files) -> list[str]:
     return lines
 
 
-def _fit_by_name(weights: Weights, model, replace_head: bool) -> tuple[dict[str, np.ndarray], LoadReport]:
-    """As `fit`, for networks whose files have their own names."""
-    expected, arrays, replaced = model.state_dict(), dict(weights.arrays), []
-    if replace_head and any(arrays[n].shape != tuple(expected[n].shape) for n in resnet.HEAD if n in arrays):
-        replaced = list(resnet.HEAD)
-        arrays = {name: value for name, value in arrays.items() if name not in replaced}
-        expected = {name: value for name, value in expected.items() if name not in replaced}
+def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, LoadReport]:
+    """The arrays that `build(config)` takes from `weights`, and what that changes; nothing is built for it.
+
+    A position embedding of another grid is resized. When `replace_head`, as for training, a head that is missing, of
+    another class count, or made for a layer before it that our network has not, is left to the fresh network;
+    otherwise that is an error.
+
+    Raises:
+        UserError: names missing or unexpected, or shapes that differ, listed.
+    """
+    expected, arrays, resized, replaced = state_shapes(config), dict(weights.arrays), [], []
+    head = list(resnet.HEAD) if isinstance(config, CNNConfig) else ["head.weight", "head.bias"]
+    same_head = all(name in arrays and arrays[name].shape == expected[name] for name in head if name in expected)
+    if replace_head and (weights.left_out or not same_head):
+        replaced = head
+        for name in replaced:
+            expected.pop(name, None)
+            arrays.pop(name, None)
+    position = arrays.get("pos_embed")
+    of_another_grid = position is not None and position.shape != expected.get("pos_embed")
+    if of_another_grid and isinstance(config, ViTConfig) and position.shape[::2] == (1, config.width):
+        try:
+            arrays["pos_embed"] = resize_position_embedding(position, config.tokens)
+        except ValueError as reason:
+            raise UserError(f"{weights.path}: {reason}") from None
+        resized = [f"pos_embed {position.shape[1]} -> {config.tokens} tokens"]
     problems = [
-        f"{name} is {arrays[name].shape} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in arrays and arrays[name].shape != tuple(value.shape)
+        f"{name} is {arrays[name].shape} instead of {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
     ]
     problems += [f"missing {name}" for name in expected if name not in arrays]
     problems += [f"unexpected {name}" for name in arrays if name not in expected]
-    _report_problems(weights.path, problems)
-    return arrays, LoadReport(weights.layout, len(expected), [], replaced, [])
-
-
-def _report_problems(path, problems: list[str]) -> None:
+    problems += [f"{name} is {value.dtype}" for name, value in arrays.items() if value.dtype != np.float32]
+    if not replaced:
+        problems += [f"its head belongs behind {name}, which this network has not" for name in weights.left_out[:1]]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise UserError(f"{path}: does not fit this network: {'; '.join(problems[:4])}{more}")
+        raise UserError(f"{weights.path}: does not fit this network: {'; '.join(problems[:4])}{more}")
+    return arrays, LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
 
 
-def model_from_file(path, **options) -> tuple:
-    """(network, Weights, LoadReport) of what a weight file holds, ready for evaluation.
-
-    `options` are fields of its configuration that override. Raises UserError as `read_weights`,
-    `config_from_weights` and `fit` do, all before a ViT is made.
-    """
-    weights = read_weights(path)
-    config = config_from_weights(weights, **options)
-    if isinstance(config, ViTConfig):
-        arrays, report = fit(weights, config, replace_head=False)
-        told = {**weights.network, **options}
-        report.assumed = [f"{k} {getattr(config, k)}" for k in ("heads", "layer_norm_epsilon") if k not in told]
-        model = ViT(config)
-    else:
-        model = build(config)
-        arrays, report = _fit_by_name(weights, model, replace_head=False)
-    _copy(arrays, model)
-    model.eval()
-    return model, weights, report
+def _copy(arrays: Arrays, model) -> None:
+    state = model.state_dict()
+    for name, value in arrays.items():
+        state[name].set_value(np.ascontiguousarray(value))
 
 
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:

@@ -12,18 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import paddle
-from paddle.nn import functional as F
 from tqdm import tqdm
 
 from common.atomic import atomic_write
 from common.errors import UserError
+from common.pixels import SCALES
 from data import CLASSES, load_dataset
-from data.augment import SCALES
 from models.resnet import CNNConfig
 from models.two_networks import TwoNetworksConfig
-from models.weights import model_from_file
+from models.vit import ACTIVATIONS, POOLINGS
+from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from reproduce.rdrop import log_softmax
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
@@ -87,7 +88,7 @@ def evaluate(
         image_size: pixels a side that the images are resized to.
         batch_size: images at once; the last batch is as small as it comes.
         title: names the progress bar; "" shows none.
-        scale: what pixel values become, as in training; see data.augment.SCALES.
+        scale: what pixel values become, as in training; see common.pixels.SCALES.
         stop: asked before each batch whether to leave.
 
     Raises:
@@ -149,7 +150,7 @@ def _chunks(piece: slice, size: int):
 
 def _per_image(logits, labels) -> np.ndarray:
     """(n, 8) float64: label, top 5 classes (-1 where there are fewer), confidence, NLL."""
-    log_p = F.log_softmax(logits.astype("float32"), axis=-1)
+    log_p = log_softmax(logits.astype("float32"))
     top_log_p, top = paddle.topk(log_p, k=min(5, log_p.shape[-1]), axis=-1)
     nll = -paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
     rows = np.full((len(labels), 8), -1.0)
@@ -196,18 +197,7 @@ def _parser() -> Parser:
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
     parser.add_argument("--batch_size", type=int, default=0, help="images at once; default as in training, or 100")
     parser.add_argument("--image_size", type=int, default=0, help="pixels; default: what the weights are made for")
-    parser.add_argument(
-        "--heads",
-        type=int,
-        default=0,
-        help="attention heads; default: what the file says, else 64 features each (80 for a width of 1280)",
-    )
-    parser.add_argument(
-        "--layer_norm_epsilon",
-        type=float,
-        default=0.0,
-        help="default: what the file says, else 1e-6; the Paddle port of R-Drop was evaluated with 1e-5",
-    )
+    add_weight_options(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
     parser.add_argument("--strict", action="store_true", help="stop at a picture of a table that cannot be read")
@@ -215,17 +205,38 @@ def _parser() -> Parser:
     return parser
 
 
+def add_weight_options(parser: Parser) -> None:
+    """What can be said of a weight file that does not say it itself; `chosen_of` gives it to `model_from_file`."""
+    default = "default: what the file or a config beside it says, else"
+    parser.add_argument("--heads", type=int, help=f"of attention; {default} of 64 features each (80 for width 1280)")
+    parser.add_argument(
+        "--layer_norm_epsilon", type=float, help=f"{default} 1e-6; the Paddle port of R-Drop was evaluated with 1e-5"
+    )
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, help=f"what the head reads: class token or mean; {default} token"
+    )
+    parser.add_argument("--activation", choices=ACTIVATIONS, help=f"of the MLPs; {default} gelu")
+    parser.add_argument("--scale", choices=SCALES, help=f"of pixel values, --scale=NAME; {default} -1..1")
+    parser.add_argument("--entry", metavar="NAME", help="the network in a training checkpoint that holds several")
+
+
+def chosen_of(options) -> dict:
+    """What the options of `add_weight_options`, and --image_size, say."""
+    names = ("heads", "layer_norm_epsilon", "pooling", "activation", "scale", "entry", "image_size")
+    said = {name: getattr(options, name, None) for name in names}
+    return {name: value for name, value in said.items() if value not in (None, 0)}
+
+
 def main(argv=None) -> None:
     options = parse(_parser(), argv)
     for name in ("batch_size", "image_size", "heads", "layer_norm_epsilon", "workers"):
-        if not getattr(options, name) >= 0:  # also not a number
+        if not (getattr(options, name) or 0) >= 0:  # also not a number
             raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
     if options.output and (Path(options.output).is_dir() or not Path(options.output).parent.is_dir()):
         raise UserError(f"--output {options.output}: must be a file in a folder that exists")
     device = choose_device(options.device)
     distributed.start()
-    chosen = {k: getattr(options, k) for k in ("image_size", "heads", "layer_norm_epsilon") if getattr(options, k)}
-    model, weights, report = model_from_file(options.weights, **chosen)
+    model, weights, report = model_from_file(options.weights, **chosen_of(options))
     config = model.config
     recipe = _recipe_of(weights)
     dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
@@ -239,21 +250,19 @@ def main(argv=None) -> None:
             f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {len(data.class_names)}; "
             "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
         )
-    if weights.metadata.get("class_names", data.class_names) != data.class_names:
-        raise UserError(
-            f"{weights.path}: its classes are others than those of {dataset} {options.data_dir}; evaluate "
-            "it on the data set that it was trained on"
-        )
+    assumed = _assumed_of(weights, data.class_names, f"{dataset} {options.data_dir}".rstrip())
     for note in data.notes:
         say("note", note)
     split = getattr(data, options.split)
     say("weights", f"{weights.path}: {report}")
+    if assumed:
+        say("assumed", assumptions(assumed))
     say("network", f"{_network(config)}, {config.image_size} px, {config.num_classes} classes")
     say("device", f"{device}, fp32{distributed.described()}")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
     found = evaluate_parts(
-        model, split, config.image_size, batch_size, options.workers, options.split, recipe.get("scale", "-1..1")
+        model, split, config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
     )
     metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
     for name, values in metrics.items():
@@ -276,6 +285,25 @@ def _network(config) -> str:
         f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
         f"LayerNorm epsilon {config.layer_norm_epsilon}"
     )
+
+
+def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
+    """What is assumed in an evaluation. Raises UserError when the classes are known and not those of the data set.
+
+    A config of others may spell the same names otherwise; one that has them in another order is refused.
+    """
+    theirs, assumed = weights.pictures.get("class_names", class_names), dict(weights.assumed)
+    another_order = sorted(theirs) == sorted(class_names) and theirs != class_names
+    if another_order or weights.metadata.get("class_names", class_names) != class_names:
+        raise UserError(
+            f"{weights.path}: its classes are others than those of {dataset}, or in another order; evaluate it on the "
+            "data set that it was trained on"
+        )
+    if theirs != class_names:
+        assumed["class_order"] = "that of the data set"
+    if "resize" in weights.pictures:
+        assumed["resize"] = "whole"  # as every data set is
+    return assumed
 
 
 def _recipe_of(weights) -> dict:

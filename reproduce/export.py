@@ -21,7 +21,7 @@ from paddle.static import InputSpec
 
 from common.atomic import flush_to_disk, require_file
 from common.errors import UserError
-from data.augment import SCALES
+from common.pixels import SCALES
 from reproduce import ROOT
 from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.predict import add_options, open_weights

@@ -81,7 +81,7 @@ def prepare(description: str):
     if options.gpu and not options.dry_run:
         raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
     device = choose_device("cpu" if options.gpu else recipe.device)
-    planned = _settle(job, device, options.gpu, options.dry_run)
+    planned = _settle(job, device, options.gpu, elsewhere=options.dry_run or options.fetch_only)
     if options.dry_run:
         _print_plan(job, planned)
         sys.exit(0)
@@ -125,8 +125,11 @@ def _recipe(options) -> Recipe:
     return recipe
 
 
-def _settle(job: Job, device: str, gpu_text: str, dry_run: bool) -> plan.Plan:
-    """Choose precision, micro-batch and attention for this machine, or for the GPU that --gpu names; say them."""
+def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
+    """Choose precision, micro-batch and attention for this machine, or for the GPU that --gpu names; say them.
+
+    `elsewhere`: the run will not be computed here, so this machine need not be able to.
+    """
     recipe, gpu = job.recipe, None
     if gpu_text:
         gpu, device = plan.gpu_named(gpu_text), f"as on {gpu_text}"
@@ -139,7 +142,7 @@ def _settle(job: Job, device: str, gpu_text: str, dry_run: bool) -> plan.Plan:
         recipe = dataclasses.replace(recipe, precision=_recorded(job, "precision") or "auto")
     wished = job.recipe
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
-    if not dry_run:
+    if not elsewhere:
         _check_precision(recipe.precision, gpu)
     _check_batch_norm(recipe, config)
     job.fused = recipe.precision != "fp32" and gpu is not None and gpu.fused and not has_batch_norm(config)
@@ -153,7 +156,7 @@ def _settle(job: Job, device: str, gpu_text: str, dry_run: bool) -> plan.Plan:
     say("device", text + distributed.described())
     if gpu is not None:
         _say_costs(recipe, planned, gpu)
-    elif not dry_run and planned.flops_training > _LARGE_FLOPS:
+    elif not elsewhere and planned.flops_training > _LARGE_FLOPS:
         seconds, estimate = plan.on_cpu(planned)
         if seconds >= _SLOW_SECONDS:
             say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")

@@ -8,7 +8,6 @@ classes of ImageNet. What nothing says is printed as "assumed", and each of it c
 """
 
 import contextlib
-import dataclasses
 import json
 import sys
 from collections import deque
@@ -23,25 +22,18 @@ from PIL import Image
 
 from common.errors import UserError, printable
 from data import CLASSES, FROM_FILES, dataset_files, load_dataset
-from data.augment import SCALES
 from data.folders import SUFFIXES, read_image
 from data.in_memory import InMemory
 from data.tables import is_picture, visible
-from models.vit import ViTConfig
-from models.weights import Weights, model_from_file
+from models.config_files import Resize
+from models.weights import Weights, assumptions, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
+from reproduce.evaluate import add_weight_options, chosen_of
 
 _TOP = 5
-_IMAGENET = (1000, 21841, 21843)  # classes of ImageNet-1k and the two counts of ImageNet-21k
-_CROP_SHARE = 0.875  # of the shorter side: 224 of 256, the usual centre crop of ImageNet
 _LARGEST = 4  # times the network's image size that a picture is resized to before the crop
 _LONGEST = 16  # times the shorter side of a picture; what is further from the middle is cut off before resizing
 _DECODERS, _AHEAD = 2, 8  # threads, and pictures that are decoded before the network wants them
-_NETWORK_OPTIONS = {  # fields of the network's configuration that a weight file may leave open
-    f.name: f.type
-    for f in dataclasses.fields(ViTConfig)
-    if f.name in ("heads", "layer_norm_epsilon", "pooling", "activation")
-}
 
 
 # ---- how a picture becomes the input of the network
@@ -53,12 +45,11 @@ class Preparation:
 
     image_size: int
     from_files: bool = True  # resized in 8 bits by Pillow; otherwise in float32, as CIFAR and digits are in memory
-    scale: str = "-1..1"  # what pixel values become: a name of data.augment.SCALES
+    scale: str = "-1..1"  # what pixel values become: a name of common.pixels.SCALES
     resize: int = 0  # pixels of the side or sides before the centre crop; 0 = image_size
     keep_ratio: bool = False  # `resize` means the shorter side; otherwise both
     resample: Image.Resampling = Image.Resampling.BILINEAR
-    assumed: list[str] = dataclasses.field(default_factory=list)  # what nothing says
-    origin: str = ""  # the file that says it
+    origin: str = ""  # who says so
 
     def __str__(self) -> str:
         side, size = self.resize or self.image_size, self.image_size
@@ -92,104 +83,27 @@ def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def preparation(weights: Weights, num_classes: int, image_size: int, scale: str = "", resize: str = "") -> Preparation:
-    """How pictures are prepared for `weights`; `scale` and `resize` are what the user says, "" for nothing.
-
-    Raises UserError for what cannot be done here.
-    """
-    recipe = weights.metadata.get("recipe", {})
-    if recipe:
-        found = Preparation(image_size, recipe.get("dataset", "imagenet") in FROM_FILES)
-        found.scale = recipe.get("scale", "-1..1")
-        if not isinstance(found.scale, str) or found.scale not in SCALES:
-            raise UserError(f"{weights.path}: its metadata has scale {found.scale!r:.40}; get the file again")
-    else:
-        found = _from_config(weights.path.parent, image_size) or _assumed(num_classes, image_size)
-    if scale:
-        found.scale = scale
-        found.assumed = [text for text in found.assumed if not text.startswith("scale")]
-    if resize:
-        found.resize, found.keep_ratio, found.from_files = 0, resize != "whole", True
-        found.assumed = [text for text in found.assumed if not text.startswith("resize")]
-        if found.keep_ratio:
-            found.resize = int(resize) if resize.isdecimal() else -1
+def preparation(weights: Weights, image_size: int) -> Preparation:
+    """How pictures are prepared for `weights` of `model_from_file`; UserError for a size that leaves no crop."""
+    recipe, pictures = weights.metadata.get("recipe", {}), weights.pictures
+    found = Preparation(image_size, recipe.get("dataset", "imagenet") in FROM_FILES, pictures["scale"])
+    if "resize" in pictures:
+        resize = pictures["resize"]
+        found.resize, found.keep_ratio, found.from_files = resize.side(image_size), resize.keep_ratio, True
+        found.resample, found.origin = Image.Resampling[resize.resample.upper()], resize.origin
     if found.resize and not image_size <= found.resize <= _LARGEST * image_size:
-        asked = f"--resize {resize}" if resize else f"{found.origin}: resize {found.resize}"
         raise UserError(
-            f"{asked}: must be 'whole', or the pixels of the shorter side before the crop to {image_size}, from "
-            f"{image_size} to {_LARGEST * image_size}"
+            f"{found.origin}: resize {found.resize}: must be 'whole', or the pixels of the shorter side before the "
+            f"crop to {image_size}, from {image_size} to {_LARGEST * image_size}"
         )
     return found
 
 
-def _assumed(num_classes: int, image_size: int) -> Preparation:
-    found = Preparation(image_size)
-    text = "resize whole"
-    if num_classes in _IMAGENET:
-        found.resize, found.keep_ratio = int(image_size / _CROP_SHARE), True
-        text = f"resize {found.resize} and centre crop"
-    found.assumed = [f"scale {found.scale}", text]
-    return found
-
-
-def _from_config(folder: Path, image_size: int) -> Preparation | None:
-    """As timm's config.json or Hugging Face's preprocessor_config.json in `folder` says; None without them."""
-    for name, read in (("preprocessor_config.json", _hugging_face), ("config.json", _timm)):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            found = read(json.loads(path.read_text("utf-8")), Preparation(image_size, origin=str(path)))
-        except UserError as reason:
-            raise UserError(f"{path}: {reason}; say it by --scale and --resize, or move that file away") from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as reason:
-            raise UserError(f"{path}: no config of timm or Hugging Face ({reason!r:.80}); move it away") from None
-        if found is not None:
-            return found
-    return None
-
-
-def _timm(config: dict, found: Preparation) -> Preparation | None:
-    said = config.get("pretrained_cfg")
-    if said is None:
-        return None  # Hugging Face's config.json says nothing about pictures
-    mode = said.get("crop_mode", "center")
-    if mode not in ("center", "squash"):
-        raise UserError(f"crop_mode {mode!r:.40} cannot be computed here")
-    found.resize, found.keep_ratio = int(found.image_size / float(said["crop_pct"])), mode == "center"
-    found.resample = _resampling(said["interpolation"])
-    found.scale = _scale_of(said["mean"], said["std"])
-    return found
-
-
-def _hugging_face(config: dict, found: Preparation) -> Preparation:
-    size = config["size"]
-    if isinstance(size, dict) and "shortest_edge" in size:
-        found.resize, found.keep_ratio = int(size["shortest_edge"]), True
-    else:
-        found.resize = int(size["height"]) if isinstance(size, dict) else int(size)
-    if not config.get("do_center_crop", False):
-        if found.keep_ratio:
-            raise UserError("a picture resized without a crop is not square, which cannot be computed here")
-        found.resize = 0  # both sides at once: whatever image size was chosen
-    found.resample = Image.Resampling(config["resample"])
-    found.scale = _scale_of(config["image_mean"], config["image_std"]) if config.get("do_normalize", True) else "0..1"
-    return found
-
-
-def _resampling(name: str) -> Image.Resampling:
-    if not isinstance(name, str) or name.upper() not in Image.Resampling.__members__:
-        raise UserError(f"interpolation {name!r:.40} cannot be computed here")
-    return Image.Resampling[name.upper()]
-
-
-def _scale_of(mean, std) -> str:
-    """The name of a scale with that mean and deviation of pixels from 0 to 1."""
-    for name, (divisor, offset) in SCALES.items():
-        means, deviations = np.multiply(divisor, offset) / 255, np.divide(divisor, 255)
-        if np.allclose(mean, means, atol=1e-3) and np.allclose(std, deviations, atol=1e-3):
-            return name
-    raise UserError(f"pixel mean {mean!r:.60} and deviation {std!r:.60} are of no scale known here")
+def resize_option(text: str) -> Resize:
+    """What --resize says; a size that is no number is refused by `preparation`."""
+    if text == "whole":
+        return Resize(origin="--resize")
+    return Resize(int(text) if text.isdecimal() else -1, keep_ratio=True, origin="--resize")
 
 
 # ---- names of classes
@@ -209,6 +123,8 @@ def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[li
         names, origin = _read_names(names_file), str(names_file)
     elif "class_names" in weights.metadata:
         names, origin = weights.metadata["class_names"], str(weights.path)
+    elif "class_names" in weights.pictures:
+        names, origin = weights.pictures["class_names"], f"the config beside {weights.path}"
     elif dataset in list(CLASSES) and all(Path(folder).is_dir() for folder in dataset_files(dataset)):
         names, origin = load_dataset(dataset).class_names, f"the data set {dataset}"
     elif dataset:
@@ -242,24 +158,24 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("weights", help=WEIGHTS_HELP)
     names = "text file with the name of class 0 in its first line and so on; default: from the weights, or from the "
     parser.add_argument("--class_names", metavar="FILE", help=names + "data set that they were trained on")
-    parser.add_argument("--scale", choices=SCALES, help="of pixel values, --scale=NAME; default: what the file says")
     resize = "'whole', or pixels of the shorter side before a centre crop; default: what the file says"
     parser.add_argument("--resize", metavar="SIZE", default="", help=resize)
-    for name, kind in _NETWORK_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, help=f"{name.replace('_', ' ')}; default: what the file says")
+    add_weight_options(parser)
 
 
 def open_weights(options) -> tuple:
     """(model, Weights, Preparation, class names or None) as the options of `add_options` say; prints all of it."""
-    chosen = {name: getattr(options, name) for name in _NETWORK_OPTIONS if getattr(options, name) is not None}
-    model, weights, report = model_from_file(options.weights, **chosen)
+    said = chosen_of(options)
+    if options.resize:
+        said["resize"] = resize_option(options.resize)
+    model, weights, report = model_from_file(options.weights, **said)
     config = model.config
-    prepare = preparation(weights, config.num_classes, config.image_size, options.scale or "", options.resize)
+    prepare = preparation(weights, config.image_size)
     names, origin = class_names(weights, config.num_classes, options.class_names)
-    say("weights", f"{weights.path}: {dataclasses.replace(report, assumed=[])}")
-    assumed = [*report.assumed, *prepare.assumed]
+    say("weights", f"{weights.path}: {report}")
+    assumed = {name: value for name, value in weights.assumed.items() if name != "class_order"}  # see "classes"
     if assumed:
-        say("assumed", f"{', '.join(assumed)}; not said by the file, see --help for the options that say it")
+        say("assumed", assumptions(assumed))
     if names:
         say("classes", f"{config.num_classes}, names from {origin}")
     else:

@@ -112,7 +112,8 @@ def submit(project):
     scontrol = f'echo "scontrol $*" >>"{calls}"\n[[ $1 == requeue ]] && exit ${{REFUSED:-0}}\necho n1; echo n2\n'
     make_command(project / "bin" / "scontrol", scontrol)
     srun = f'echo "srun $*" >>"{calls}"\nwhile [[ $1 == --* ]]; do shift; done\n'
-    make_command(project / "bin" / "srun", srun + 'for n in 0 1; do SLURM_NODEID=$n "$@"; done\n')
+    srun += 'export SLURM_STEP_NUM_TASKS=2\nfor n in 0 1; do SLURM_NODEID=$n "$@"; done\n'
+    make_command(project / "bin" / "srun", srun)
 
     def run(*arguments, wait=True, **variables):
         variables = {"SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "1", "SLURM_SUBMIT_DIR": str(project), **variables}
@@ -155,8 +156,16 @@ def test_a_job_that_is_told_to_end_saves_and_is_not_queued_again(submit):
     assert submit("digits", CODE="2").returncode == 2 and submit.calls() == ""
 
 
+def test_a_script_that_srun_starts_several_times(project, submit):
+    """As `srun --ntasks-per-node=8 bash run_train.sh` does: each of them would take all GPUs of all nodes."""
+    done = start(project, "bash run_train.sh digits", SLURM_STEP_NUM_TASKS="8", SLURM_JOB_NUM_NODES="2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("setup: srun started this script 8 times: give it to sbatch")
+    assert start(project, "bash run_train.sh digits", SLURM_STEP_NUM_TASKS="1").returncode == 0
+
+
 def test_slurm_variables_that_make_no_sense(submit, tmp_path):
-    for name in ("SLURM_JOB_NUM_NODES", "SLURM_JOB_ID"):
+    for name in ("SLURM_JOB_NUM_NODES", "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS"):
         done = submit("digits", **{name: "abc"})
         assert (done.returncode, done.stderr) == (2, f"setup: {name}=abc: must be a whole number, as SLURM sets it\n")
     for elsewhere in (str(tmp_path), ""):

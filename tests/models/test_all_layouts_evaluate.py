@@ -16,8 +16,7 @@ from weight_files import WRITERS, random_state
 
 import reproduce
 from common.errors import UserError
-from models import model_config
-from models.layouts import state_shapes
+from models import model_config, state_shapes
 from models.weights import METADATA
 from reproduce.evaluate import main
 

@@ -22,8 +22,8 @@ def fast(layer):
     return layer
 
 
-def mlp(width, hidden_width, rate=0.0):
-    return Mlp(SimpleNamespace(width=width, mlp_width=hidden_width, dropout=rate))
+def mlp(width, hidden_width, rate=0.0, activation="gelu"):
+    return Mlp(SimpleNamespace(width=width, mlp_width=hidden_width, dropout=rate, activation=activation))
 
 
 def numbers(*shape, seed=0, dtype="float32"):
@@ -56,6 +56,11 @@ def test_layers_equal_paddles(shape, dtype, tolerance):
             parameter.set_value(numbers(*parameter.shape, seed=i + 5, dtype=dtype))
         assert type(fast(layer)) is not type(layer)
         assert_same(*both(layer, numbers(*shape, dtype=dtype)), tolerance)
+
+
+def test_other_activations_stay_what_they_are():
+    layer, x = mlp(8, 16, activation="relu"), numbers(5, 8)
+    np.testing.assert_allclose(fast(layer)(x).numpy(), layer(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_gelu_far_from_zero_is_finite_and_exact():

@@ -2,6 +2,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle.nn import functional as F
+from scipy.special import erf, expit
 
 from common.errors import UserError
 from models import MODELS, build_model, count_parameters, model_config
@@ -55,10 +56,13 @@ def test_dropout_acts_where_the_official_code_has_it():
     }
 
 
-def test_forward_pass_equals_plain_numpy():
+@pytest.mark.parametrize(
+    ("pooling", "activation"), [("token", "gelu"), ("avg", "gelu"), ("token", "relu"), ("avg", "quick_gelu")]
+)
+def test_forward_pass_equals_plain_numpy(pooling, activation):
     """One block written out in NumPy, with random weights everywhere (the head too)."""
     paddle.seed(0)
-    model = build_model("ViT-digits", 10, 8, depth=1)
+    model = build_model("ViT-digits", 10, 8, depth=1, pooling=pooling, activation=activation)
     rng = np.random.default_rng(0)
     for parameter in model.parameters():
         parameter.set_value(rng.normal(0, 0.3, parameter.shape).astype("float32"))
@@ -87,10 +91,10 @@ def test_forward_pass_equals_plain_numpy():
     y = (scores / scores.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(2, 17, 64)
     x = x + dense(y, "blocks.0.attn.proj")
     y = dense(norm(x, "blocks.0.norm2"), "blocks.0.mlp.fc1")
-    from scipy.special import erf
-
-    x = x + dense(y * 0.5 * (1 + erf(y / np.sqrt(2))), "blocks.0.mlp.fc2")
-    np.testing.assert_allclose(found, dense(norm(x, "norm")[:, 0], "head"), rtol=0, atol=1e-4)
+    factor = {"gelu": 0.5 * (1 + erf(y / np.sqrt(2))), "relu": y > 0, "quick_gelu": expit(1.702 * y)}[activation]
+    x = norm(x + dense(y * factor, "blocks.0.mlp.fc2"), "norm")
+    x = x[:, 1:].mean(1) if pooling == "avg" else x[:, 0]  # timm's global_pool="avg", fc_norm=False
+    np.testing.assert_allclose(found, dense(x, "head"), rtol=0, atol=1e-4)
 
 
 def test_unknown_names_and_sizes():

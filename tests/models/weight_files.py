@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from safetensors.numpy import save_file
 
-from models.layouts import state_shapes
+from models import state_shapes
 from models.weights import METADATA
 
 TIED = ("query", "key", "value")

@@ -66,3 +66,8 @@ def test_empty_splits_and_logits_that_are_not_finite():
         evaluate(Fixed(np.zeros((1, 3))), split_of([]), 4, 4)
     with pytest.raises(UserError, match="not finite for 1 images"):
         evaluate(Fixed([[0.0, 1.0], [np.nan, 0.0]]), split_of([0, 1]), 4, 4)
+
+
+def test_the_nll_of_one_image_is_not_cut():
+    found = evaluate(Fixed([[65.0, 0.0], [1e4, -1e4]]), split_of([1, 1]), 4, 4)
+    np.testing.assert_allclose(found.nll, [65.0, 2e4])

@@ -87,6 +87,15 @@ def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_pat
     np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), expected, rtol=1e-4)
 
 
+def test_other_poolings_and_activations_are_exported(weights, tmp_path):
+    output = tmp_path / "served"
+    main([str(weights), "--output", str(output), "--pooling", "avg", "--activation", "quick_gelu"])
+    model = model_from_file(weights, pooling="avg", activation="quick_gelu")[0]
+    images = np.random.default_rng(5).uniform(-1, 1, (3, 3, 8, 8)).astype(np.float32)
+    with paddle.no_grad():
+        np.testing.assert_allclose(run_exported(output, images), model(paddle.to_tensor(images)).numpy(), atol=1e-5)
+
+
 def test_an_export_is_replaced_only_when_asked_and_only_by_a_good_one(weights, tmp_path):
     output = tmp_path / "served"
     main([str(weights), "--output", str(output)])

@@ -12,9 +12,10 @@ from running import Run
 from models import build, model_config
 from models.weights import load_weights, read_weights, save_weights
 from reproduce import train
+from reproduce.optim import make_optimizer
 from reproduce.recipes import get_recipe
 
-TINY = ("--image_size", 32, "--num_epochs", 1, "--workers", 0)
+TINY = ("--image_size", 32, "--num_epochs", 1, "--workers", 0, "--train_per_class", 3)
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +29,11 @@ def photos():
 def test_both_networks_train_and_the_evaluation_repeats_each(command, tmp_path, photos):
     done = command("reproduce.train", "growth_stages", "--data_dir", photos, *TINY, "--run", "pair")
     assert done.returncode == 0, done.stderr
-    assert "142 to train on, 16 held out" in done.stdout and "there are no test images" in done.stdout
-    assert "(chosen on validation): the validation images, as there are no test images, top-1" in done.stdout
+    assert "12 to train on, 16 held out" in done.stdout and "there are no test images" in done.stdout
+    assert "(chosen on validation): the validation images (there are no test images) top-1" in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "logs" / "pair" / "metrics.jsonl").read_text().splitlines()]
     (validated,) = [row for row in rows if "validation/accuracy" in row]
-    assert validated["step"] == 18  # one epoch of 142 pictures in batches of 8
+    assert validated["step"] == 2  # one epoch of 12 pictures in batches of 8
     names = {f"validation/{which}{what}" for which in ("", "first_", "second_") for what in ("accuracy", "nll")}
     assert names < validated.keys()
     assert rows[0]["train/kl"] > 1e-3  # two networks differ from the first update on
@@ -51,7 +52,7 @@ def test_both_networks_train_and_the_evaluation_repeats_each(command, tmp_path, 
 
 def test_one_adam_for_both_is_an_adam_for_each():
     """What the blog does with two optimizers, number by number."""
-    recipe = get_recipe("growth_stages", model="SE_ResNet50_vd", image_size=32)
+    recipe = get_recipe("growth_stages", model="SE_ResNet50_vd", image_size=32, precision="fp32")
 
     def updated(separately):
         paddle.seed(1)
@@ -59,14 +60,13 @@ def test_one_adam_for_both_is_an_adam_for_each():
         rng = np.random.default_rng(1)
         images = paddle.to_tensor(rng.random((8, 3, 32, 32), np.float32))
         labels = paddle.to_tensor(rng.integers(0, 4, 8))
-        parts = list(model.networks.values())
+        optimizers = [make_optimizer(recipe, model)]
         if separately:
-            optimizers = [paddle.optimizer.Adam(3e-4, parameters=part.parameters()) for part in parts]
-        else:
-            optimizers = [train.make_optimizer(recipe, model)]
+            both = (model.first, model.second)
+            optimizers = [paddle.optimizer.Adam(3e-4, parameters=part.parameters()) for part in both]
         model.train()
         for _ in range(2):
-            train.accumulate_gradients(recipe, parts, None, iter([(images, labels)]))
+            train.add_gradients(recipe, model, None, [(images, labels)])
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.clear_grad()
@@ -117,10 +117,10 @@ def test_files_that_do_not_fit(command, tmp_path):
     [
         (["--micro_batch_size", 4], ["--micro_batch_size 4", "batch norm", "batch of 8"]),
         (["--recompute", "true"], ["--recompute true: only ViTs"]),
-        (["--num_steps", 5], ["--num_epochs 2 sets --num_steps"]),
+        (["--num_steps", 5, "--num_epochs", 3], ["--num_epochs 3 and --num_steps 5"]),
         (["--num_views", 1], ["--second_model SE_ResNet50_vd: two networks are two views"]),
         (["--attention_dropout", 0.1], ["Res2Net50_vd_26w_4s has no place for --attention_dropout"]),
-        (["--validation_share", 1], ["--validation_share 1.0"]),
+        (["--validation_share", 1], ["--validation_share 1.0: must be below 1"]),
         (["--scale", "0..2"], ["--scale 0..2", "did you mean 0..1"]),
         (["--dataset", "images", "--data_dir", "tests/models"], ["tests/models"]),
     ],
@@ -134,9 +134,9 @@ def test_batch_norm_refuses_several_processes(tmp_path, photos):
     assert run.finish() == 2 and "batch norm is trained by one process" in run.stderr
 
 
-@pytest.mark.parametrize("recipe", ["growth_stages_independent", "growth_stages_single", "growth_stages_vit"])
-def test_the_recipes_to_compare_with(command, photos, recipe):
-    done = command("reproduce.train", recipe, "--data_dir", photos, "--dry_run")
+@pytest.mark.parametrize("changes", [(), ("--alpha", 0), ("--second_model", "", "--dropout", 0.1)])
+def test_the_runs_to_compare_with(command, photos, changes):
+    done = command("reproduce.train", "growth_stages", "--data_dir", photos, "--dry_run", "--image_size", 64, *changes)
     assert done.returncode == 0, done.stderr
     assert "142 training images (growth_stages), 2.0 epochs" in done.stdout
 
@@ -144,8 +144,20 @@ def test_the_recipes_to_compare_with(command, photos, recipe):
 @pytest.mark.slow
 def test_a_run_is_not_continued_on_other_pictures(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "photos")
-    run = Run(tmp_path, "growth_stages_vit", "--pretrained", "", "--image_size", 32, "--data_dir", tmp_path / "photos",
-              "--save_every", 1, "--workers", 0)  # fmt: skip
+    run = Run(
+        tmp_path,
+        "growth_stages_vit",
+        "--pretrained",
+        "",
+        "--image_size",
+        32,
+        "--data_dir",
+        tmp_path / "photos",
+        "--save_every",
+        1,
+        "--workers",
+        0,
+    )
     process = run.start()
     run.await_step(process, 3)
     process.kill()
@@ -167,7 +179,16 @@ def test_a_table_of_other_classes(command, tmp_path):
             Image.new("RGB", (40, 30), name).save(tmp_path / "pictures" / name / f"{number}.png")
     done = command("reproduce.train", "growth_stages", "--data_dir", tmp_path / "pictures", *TINY)
     assert_user_error(done, "--dataset images")
-    done = command("reproduce.train", "growth_stages_single", "--dataset", "images", "--data_dir",
-                   tmp_path / "pictures", *TINY, "--batch_size", 3, "--micro_batch_size", 3)  # fmt: skip
+    done = command(
+        "reproduce.train",
+        "images_vit_ti16",
+        "--pretrained",
+        "",
+        "--data_dir",
+        tmp_path / "pictures",
+        *TINY,
+        "--batch_size",
+        3,
+    )
     assert done.returncode == 0, done.stderr
     assert "9 to train on, 3 held out of them, 3 to test on" in done.stdout

@@ -13,6 +13,7 @@ import pytest
 from conftest import assert_user_error
 from running import Run
 
+import reproduce
 from common.errors import UserError
 from reproduce import ROOT, cli, distributed, launch, meeting
 from reproduce.meeting import Layout, meet, place_of_node
@@ -82,20 +83,21 @@ while True:
     assert not list(tmp_path.glob("reproduce-launch-*"))
 
 
-def test_settings_of_one_process_are_not_taken_for_the_users_by_its_children():
+def test_settings_of_one_process_are_not_taken_for_the_users_by_its_children(monkeypatch):
     """Each computes its own number of threads, unless the user has set one; and nohup stays nohup."""
+    monkeypatch.setenv("REPRODUCE_SETTINGS", "OMP_NUM_THREADS=77 FLAGS_use_stride_kernel=0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert reproduce._set_by_user("OMP_NUM_THREADS")
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
     show = "import reproduce, signal; from reproduce.cli import SIGNALS; "
     show += "print('OMP_NUM_THREADS' in reproduce.SET_HERE, signal.SIGHUP in SIGNALS)"
-    code = "import os, signal, subprocess, sys, reproduce\n"
-    code += "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    code += "for more in ({}, {'OMP_NUM_THREADS': '7'}):\n"
-    code += f"    subprocess.run([sys.executable, '-c', {show!r}], env={{**os.environ, **more}})\n"
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.stdout == "True False\nFalse False\n", done.stderr
+    line = f"trap '' HUP; exec '{sys.executable}' -c \"{show}\""
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True False\n", done.stderr
 
 
 def environment_of(monkeypatch, layout, number, on_gpu=False, **variables):
+    monkeypatch.setattr(launch, "SET_HERE", {"OMP_NUM_THREADS"} - set(variables))
     for name in ("OMP_NUM_THREADS", "GLOG_minloglevel", "GLOG_v", "NCCL_DEBUG", "GLOO_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -108,7 +110,7 @@ def test_what_the_processes_of_two_nodes_are_told(monkeypatch):
     strays = {"MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1", "PADDLE_TRAINER_ID": "9", "PADDLE_NNODES": "7"}
     found = environment_of(monkeypatch, layout, 3, **strays, http_proxy="http://proxy:1")
     told = {name.removeprefix("PADDLE_"): value for name, value in found.items() if name.startswith("PADDLE_")}
-    assert (told["TRAINER_ID"], told["TRAINERS_NUM"], told["NNODES"], told["LOCAL_SIZE"]) == ("5", "6", "2", "4")
+    assert (told["TRAINER_ID"], told["TRAINERS_NUM"], told["NNODES"], told["LOCAL_RANK"]) == ("5", "6", "2", "3")
     assert told["MASTER"] == "10.0.0.1:29600" and told["DISTRI_BACKEND"] == "gloo"
     assert found["http_proxy"] == "http://proxy:1"  # the first one may have files to fetch
     assert "MASTER_ADDR" not in found and "FLAGS_selected_gpus" not in found and "GLOO_SOCKET_IFNAME" not in found
@@ -117,6 +119,8 @@ def test_what_the_processes_of_two_nodes_are_told(monkeypatch):
 def test_each_process_has_its_gpu(monkeypatch):
     monkeypatch.delenv("PADDLE_DISTRI_BACKEND", raising=False)
     found = environment_of(monkeypatch, Layout.of_one_node(8), 3, on_gpu=True)
+    assert found["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 8))
+    assert environment_of(monkeypatch, Layout.of_one_node(8), 3, OMP_NUM_THREADS="5")["OMP_NUM_THREADS"] == "5"
     assert found["FLAGS_selected_gpus"] == "3" and "PADDLE_DISTRI_BACKEND" not in found
 
 
@@ -179,7 +183,7 @@ def of_two(monkeypatch):
     for name, value in {"TRAINERS_NUM": "2", "TRAINER_ID": "0", "MASTER": "127.0.0.1:1", "LOG_DIR": ""}.items():
         monkeypatch.setenv(f"PADDLE_{name}", value)
     monkeypatch.setenv("PADDLE_DISTRI_BACKEND", "auto")
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: None)
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: None)
 
 
 def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
@@ -190,11 +194,11 @@ def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
         if os.environ["PADDLE_DISTRI_BACKEND"] != "gloo":
             device[0] = "gpu:0"
 
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", init_parallel_env)
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", init_parallel_env)
     monkeypatch.setattr(paddle, "get_device", lambda: device[0])
     distributed.start()
     assert device == ["cpu"]
-    monkeypatch.setattr(distributed.distributed, "init_parallel_env", lambda: device.insert(0, "gpu:0"))
+    monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: device.insert(0, "gpu:0"))
     with pytest.raises(RuntimeError, match="Paddle took gpu:0 when the processes connected; cpu was chosen"):
         distributed.start()
 
@@ -277,14 +281,14 @@ def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
 
 def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
     monkeypatch.setattr(meeting, "_SAY_EVERY", 1)
-    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
     found = all_meet((0, 3, 1), (1, 3, 1))
     assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
     assert "still waiting for node 2\n" in capsys.readouterr().out
 
 
 def test_nodes_that_contradict_each_other(monkeypatch):
-    monkeypatch.setattr(meeting, "_GIVE_UP", 4)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
     found = all_meet((0, 3, 1), (1, 3, 1), (1, 3, 1), (1, 2, 1))
     assert "NNODES=2, NODE_RANK=1: the first node has NNODES=3" in found[3]
     assert any("another node came with the same number" in said for said in found[1:3])
@@ -313,10 +317,9 @@ def test_a_port_that_is_taken():
         meet(0, 2, "127.0.0.1", server.getsockname()[1], 1)
 
 
-def test_missing_streams_of_python(tmp_path):
-    for streams, arguments, code in ((">&- 2>&-", "--list", 0), ("2>&-", "digits --seed -1", 2)):
-        line = f'exec "{sys.executable}" -m reproduce.train {arguments} <&- {streams}'
-        assert subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True).returncode == code
+def test_missing_streams_of_python():
+    line = f'exec "{sys.executable}" -m reproduce.train digits --seed -1 <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True).returncode == 2
 
 
 @pytest.fixture(scope="module")
@@ -333,20 +336,37 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_picture_folders_with_several_processes_and_decoders(tmp_path, pictures):
-    run = Run(
-        tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, "--workers", 2, "--batch_size", 4,
-        "--num_steps", 3, "--warmup_steps", 1, "--eval_every", 0, "--validation_per_class", 1, processes=2,
-        PYTHON=sys.executable,
-    )  # fmt: skip
+def test_a_login_node_fetches_what_it_could_not_compute(command, tmp_path, pictures):
+    """bf16 and the headline's network, without a GPU: no word of how long that would take, and nothing is written."""
+    options = ("--data_dir", pictures, "--pretrained", "", "--precision", "bf16", "--workers", 0)
+    done = command("reproduce.train", "imagenet_vit_b16_rdrop", "--validation_per_class", 1, *options, "--fetch_only")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{pictures}/train: there" in done.stdout and list(tmp_path.iterdir()) == []
 
-    def script(*words):
-        done = subprocess.run(["bash", *map(str, words)], cwd=ROOT, env=run.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    script("run_train.sh", *run.arguments)
-    out = script("run_eval.sh", run.saved / "last.pdparams", "--data_dir", pictures, "--workers", 2)
+def script(run, *words):
+    done = subprocess.run(["bash", *map(str, words)], cwd=ROOT, env=run.environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def trained_on_pictures(tmp_path, pictures):
+    """By two processes, each with a decoder of its own, which is not taken for a process of another launcher."""
+    run = Run(tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, processes=2, PYTHON=sys.executable)
+    options = "--workers 1 --batch_size 4 --num_steps 2 --warmup_steps 1 --eval_every 0 --validation_per_class 1"
+    script(run, "run_train.sh", *run.arguments, *options.split())
+    return run
+
+
+def test_training_on_picture_folders_with_several_processes_and_decoders(trained_on_pictures):
+    assert (trained_on_pictures.saved / "last.pdparams").exists()
+
+
+@pytest.mark.slow
+def test_evaluation_on_picture_folders_with_several_processes_and_decoders(trained_on_pictures, pictures):
+    weights = trained_on_pictures.saved / "last.pdparams"
+    out = script(trained_on_pictures, "run_eval.sh", weights, "--data_dir", pictures, "--workers", 2)
     assert '"total": 6' in out.splitlines()[-1]
 
 

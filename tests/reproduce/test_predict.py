@@ -16,9 +16,10 @@ from common.errors import UserError
 from data import load_dataset
 from data.folders import ImageFiles
 from models import build_model
+from models.config_files import Resize
 from models.weights import Weights, model_from_file, save_weights
 from reproduce.evaluate import evaluate
-from reproduce.predict import Preparation, class_names, main, preparation
+from reproduce.predict import Preparation, class_names, main, preparation, resize_option
 
 SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other pixels
 DIGITS = {"recipe": {"dataset": "digits"}}
@@ -188,84 +189,29 @@ def test_other_bad_input(weights, pictures, tmp_path):
 # ---- how pictures are prepared
 
 
-def foreign(folder=Path("."), **metadata) -> Weights:
-    return Weights(folder / "w.safetensors", "timm", {}, metadata)
+def of_file(scale="-1..1", **more) -> Weights:
+    return Weights(Path("w.safetensors"), "timm", {}, {}, pictures={"scale": scale, **more})
 
 
 def test_our_own_weights_are_prepared_as_in_their_evaluation():
     for dataset, from_files in (("digits", False), ("cifar100", False), ("imagenet", True), ("images", True)):
-        weights = foreign(recipe={"dataset": dataset, "scale": "imagenet"})
-        assert preparation(weights, 1000, 224) == Preparation(224, from_files, "imagenet")
+        weights = of_file("imagenet")
+        weights.metadata = {"recipe": {"dataset": dataset}}
+        assert preparation(weights, 224) == Preparation(224, from_files, "imagenet")
 
 
-@pytest.mark.parametrize("classes", [1000, 21843, 21841])
-def test_foreign_imagenet_heads_see_the_usual_crop_and_it_is_said(classes):
-    found = preparation(foreign(), classes, 224)
-    assert (found.resize, found.keep_ratio) == (256, True)
-    assert found.assumed == ["scale -1..1", "resize 256 and centre crop"]
-    assert preparation(foreign(), 100, 384).assumed == ["scale -1..1", "resize whole"]
-    assert not preparation(foreign(), classes, 224, scale="imagenet", resize="248").assumed
-    assert preparation(foreign(), classes, 224, resize="whole").assumed == ["scale -1..1"]
-
-
-TIMM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
-VIT = {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "expected"),
-    [
-        ("config.json", {"pretrained_cfg": TIMM}, (248, True, "imagenet", Image.Resampling.BICUBIC)),
-        ("config.json", {"pretrained_cfg": {**TIMM, "crop_mode": "squash"}}, (248, False, "imagenet", 3)),
-        ("preprocessor_config.json", VIT, (0, False, "-1..1", Image.Resampling.BILINEAR)),
-        ("preprocessor_config.json", {**VIT, "size": 224, "resample": 3}, (0, False, "-1..1", 3)),
-        ("preprocessor_config.json", {**VIT, "size": 256, "do_center_crop": True}, (256, False, "-1..1", 2)),
-        ("preprocessor_config.json", {**VIT, "size": {"shortest_edge": 256}, "do_center_crop": True},
-         (256, True, "-1..1", 2)),
-        ("preprocessor_config.json", {**VIT, "do_normalize": False}, (0, False, "0..1", 2)),
-        ("config.json", {"model_type": "vit"}, (256, True, "-1..1", 2)),  # says nothing about pictures
-    ],
-)  # fmt: skip
-def test_the_config_beside_the_file_is_followed(tmp_path, file, content, expected):
-    (tmp_path / file).write_text(json.dumps(content))
-    found = preparation(foreign(folder=tmp_path), 1000, 224)
-    assert (found.resize, found.keep_ratio, found.scale, found.resample) == expected
-    if "model_type" in content:
-        assert found.assumed and not found.origin
-    else:
-        assert not found.assumed and str(tmp_path / file) in str(found)
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
-        ("config.json", '{"pretrained_cfg": {"crop_pct": 0}}', "no config of timm"),
-        ("config.json", "[1]", "no config of timm"),
-        ("config.json", "\xff\xfe", "no config of timm"),
-        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "crop_mode": "border"}}), "crop_mode 'border' cannot"),
-        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "interpolation": "area"}}), "'area' cannot be computed"),
-        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "mean": [0.1, 0.2, 0.3]}}), "no scale known here"),
-        ("config.json", json.dumps({"pretrained_cfg": {**TIMM, "crop_pct": 1e-9}}), "resize 224000000000: must be"),
-        ("preprocessor_config.json", json.dumps({**VIT, "resample": 99}), "no config of timm or Hugging Face"),
-        ("preprocessor_config.json", json.dumps({**VIT, "size": {"shortest_edge": 256}}), "cannot be computed here"),
-    ],
-)
-def test_a_config_that_cannot_be_followed_is_refused_by_name(tmp_path, file, content, message):
-    (tmp_path / file).write_text(content, "latin-1")
-    with pytest.raises(UserError, match=f"{file}: .*{message}"):
-        preparation(foreign(folder=tmp_path), 1000, 224)
+def test_foreign_weights_are_prepared_as_is_said_of_them():
+    found = preparation(of_file("imagenet", resize=Resize(256, 1.0, True, "bicubic", "config.json")), 224)
+    assert (found.resize, found.keep_ratio, found.scale, found.from_files) == (256, True, "imagenet", True)
+    assert found.resample == Image.Resampling.BICUBIC and "as config.json says" in str(found)
+    found = preparation(of_file(resize=Resize(share=0.875, keep_ratio=True)), 384)
+    assert found.resize == 438 and "shorter side resized to 438 px, centre crop 384 x 384" in str(found)
 
 
 @pytest.mark.parametrize("resize", ["223", "897", "-5", "1e3", "²", "all"])
 def test_a_size_that_leaves_no_crop_is_refused(resize):
-    with pytest.raises(UserError, match=f"^--resize {resize}: must be 'whole', or the pixels"):
-        preparation(foreign(), 1000, 224, resize=resize)
-
-
-@pytest.mark.parametrize("scale", [[], {}, 5, None, "0..2"])
-def test_a_scale_that_is_none_is_refused(scale):
-    with pytest.raises(UserError, match=r"its metadata has scale"):
-        preparation(foreign(recipe={"scale": scale}), 10, 8)
+    with pytest.raises(UserError, match=r"^--resize: resize .*: must be 'whole', or the pixels"):
+        preparation(of_file(resize=resize_option(resize)), 224)
 
 
 def test_the_crop_is_the_middle_of_the_picture_resized(tmp_path):
@@ -287,7 +233,13 @@ def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, picture
     one = str(pictures / "photo.JPG")
     main([str(path), one, "--heads", "4"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("assumed:")]
-    assert "layer_norm_epsilon 1e-06, scale -1..1, resize whole; not said by the file" in line and "heads" not in line
+    assert (
+        line.endswith(
+            "layer_norm_epsilon 1e-06, scale -1..1, resize whole; not said by the file, see --help for "
+            "the options that say it"
+        )
+        and "heads" not in line
+    )
     main([str(path), one, "--heads", "4", "--layer_norm_epsilon", "1e-6", "--scale=-1..1", "--resize", "whole"])
     assert "assumed:" not in capsys.readouterr().out
 

@@ -136,3 +136,31 @@ def test_unknown_form():
     a, b, labels = random_views()
     with pytest.raises(ValueError, match="form 'total'"):
         rdrop_loss(a, b, labels, 0.3, form="total")
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 100.0, 1e3, 1e4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_probability_is_cut_however_small(size, dtype):
+    """Against NumPy in float64; Paddle's log_softmax gives -64 for anything below it on a CPU."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.uniform(-size, size, (6, 9)).astype(dtype).astype("float64") for _ in range(2))
+    labels = rng.integers(0, 9, 6)
+    log_p, log_q = (
+        x - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True)) - x.max(1, keepdims=True) for x in (a, b)
+    )
+    rows = np.arange(6)
+    found = rdrop_loss(tensor(a, dtype), tensor(b, dtype), paddle.to_tensor(labels), alpha=0.3)
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    cross_entropy = -(log_p[rows, labels] + log_q[rows, labels]).mean() / 2
+    assert float(found.cross_entropy) == pytest.approx(cross_entropy, rel=tolerance)
+    kl = ((np.exp(log_p) - np.exp(log_q)) * (log_p - log_q)).sum(1).mean() / 2
+    assert float(found.kl) == pytest.approx(kl, rel=tolerance)
+    found.loss.backward()
+
+
+def test_logits_of_a_thousand_give_the_loss_that_they_have():
+    found = rdrop_loss(tensor([[1000.0, -1000.0]]), tensor([[-1000.0, 1000.0]]), paddle.to_tensor([0]), alpha=1.0)
+    assert float(found.cross_entropy) == 1000 and float(found.kl) == 2000
+    logits = tensor([[1e4, -1e4, 0.0]])
+    rdrop_loss(logits, logits * 1.0, paddle.to_tensor([1]), alpha=1.0).loss.backward()
+    np.testing.assert_allclose(logits.grad.numpy(), [[2, -2, 0]], atol=1e-12)

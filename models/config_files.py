@@ -1,0 +1,154 @@
+"""What the config files beside a foreign weight file say of it: Hugging Face's two, and timm's config.json."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+from common.pixels import SCALES
+from models import check_types
+from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
+
+_RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
+_HARMLESS = ("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "class_token", "fc_norm")
+_HARMLESS += (
+    "num_classes",
+    "in_chans",
+    "init_values",
+    "dynamic_img_size",
+    "drop_rate",
+    "drop_path_rate",
+    "weight_init",
+)
+
+
+class Resize(NamedTuple):
+    """How a picture gets the network's size: resized, then cut to its middle."""
+
+    pixels: int = 0  # before the crop; 0: the network's image size divided by `share`
+    share: float = 1.0
+    keep_ratio: bool = False  # `pixels` means the shorter side; otherwise both sides
+    resample: str = "bilinear"  # a name of Pillow's
+    origin: str = ""  # who says it
+
+    def side(self, image_size: int) -> int:
+        """`pixels`, worked out for a network; 0 for its image size itself."""
+        return self.pixels or (int(image_size / self.share) if self.share < 1 else 0)
+
+    def __str__(self) -> str:
+        if not self.keep_ratio:
+            return "whole"
+        return f"{self.pixels or f'to 1/{self.share} of the image size'} and centre crop"
+
+
+def read_configs(folder: Path, width: int, said: dict) -> dict:
+    """The facts in the config files of `folder` about a ViT of that width, but for those that are `said` already.
+
+    Keys: fields of ViTConfig; `scale`, a name of SCALES; `resize`, a Resize; `class_names`; each if it is known.
+    Raises UserError for files that are damaged or of another network, and for what cannot be computed here, by name.
+    """
+    found = {}
+    for name, read in (("config.json", _config), ("preprocessor_config.json", _preprocessor_config)):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            facts = read(json.loads(path.read_text("utf-8")), width, str(path))
+            found |= {fact: value() for fact, value in facts.items() if fact not in said}
+            check_types(ViTConfig, {k: v for k, v in found.items() if k in ViTConfig.__dataclass_fields__})
+        except UserError as reason:
+            raise UserError(f"{path}: {reason}; say it by an option (--help), or move that file away") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ArithmeticError) as reason:
+            raise UserError(f"{path}: no config of timm or Hugging Face ({reason!r:.80}); move it away") from None
+    return found
+
+
+Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed
+
+
+def _config(config: dict, width: int, path: str) -> Facts:
+    own_width = config.get("hidden_size", config.get("num_features", width))
+    if own_width != width:
+        raise UserError(f"is of a network of width {own_width!r:.40}, and the weights are {width} wide")
+    timm = config.get("pretrained_cfg")
+    names = {"num_attention_heads": "heads", "layer_norm_eps": "layer_norm_epsilon"}
+    facts = {ours: partial(config.get, theirs) for theirs, ours in names.items() if theirs in config}
+    if "hidden_act" in config:
+        facts["activation"] = partial(_known, "hidden_act", config["hidden_act"], ACTIVATIONS)
+    if isinstance(config.get("id2label"), dict):
+        facts |= _class_names([config["id2label"][str(number)] for number in range(len(config["id2label"]))])
+    if timm is not None:
+        arguments = {"global_pool": config.get("global_pool", "token"), **config.get("model_args", {})}
+        facts |= _timm_arguments(arguments)
+        facts["scale"] = partial(_scale, timm["mean"], timm["std"])
+        facts["resize"] = partial(_timm_resize, timm, path)
+        facts |= _class_names(config.get("label_names"))
+    return facts
+
+
+def _timm_arguments(arguments: dict) -> Facts:
+    facts = {"pooling": partial(_known, "global_pool", arguments.pop("global_pool"), POOLINGS)}
+    if "act_layer" in arguments:
+        facts["activation"] = partial(_known, "act_layer", arguments.pop("act_layer"), ACTIVATIONS)
+    if "num_heads" in arguments:
+        facts["heads"] = partial(arguments.pop, "num_heads")
+    for name in arguments:
+        if name not in (*_HARMLESS, "num_heads"):
+            raise UserError(f"{name!r:.40} in model_args cannot be computed here")
+    return facts
+
+
+def _timm_resize(config: dict, path: str) -> Resize:
+    mode = _known("crop_mode", config.get("crop_mode", "center"), ("center", "squash"))
+    resample = _known("interpolation", config["interpolation"], _RESAMPLING)
+    share = float(config["crop_pct"])
+    if not 0.25 <= share <= 1:
+        raise UserError(f"crop_pct {share} cannot be computed here")
+    return Resize(0, share, mode == "center", resample, path)
+
+
+def _preprocessor_config(config: dict, width: int, path: str) -> Facts:
+    scale = partial(str, "0..1")
+    if config.get("do_normalize", True):
+        scale = partial(_scale, config["image_mean"], config["image_std"])
+    return {"scale": scale, "resize": partial(_hugging_face_resize, config, path)}
+
+
+def _hugging_face_resize(config: dict, path: str) -> Resize:
+    for name in ("do_resize", "do_rescale"):
+        if not config.get(name, True):
+            raise UserError(f"{name} false cannot be computed here")
+    size, crop = config["size"], config.get("do_center_crop", False)
+    shorter = isinstance(size, dict) and "shortest_edge" in size
+    if shorter and not crop:
+        raise UserError("a picture resized without a crop is not square, which cannot be computed here")
+    if isinstance(size, dict):
+        size = size["shortest_edge"] if shorter else size["height"]
+    # without a crop both sides at once: whatever image size was chosen
+    return Resize(int(size) if crop else 0, 1.0, shorter, _RESAMPLING[range(6)[config["resample"]]], path)
+
+
+def _known(what: str, value, known) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"{what} {value!r:.40} cannot be computed here")
+    return value
+
+
+def _scale(mean, std) -> str:
+    """The name of a scale with that mean and deviation of pixels from 0 to 1."""
+    for name, (divisor, offset) in SCALES.items():
+        means, deviations = np.multiply(divisor, offset) / 255, np.divide(divisor, 255)
+        if np.allclose(mean, means, atol=1e-3) and np.allclose(std, deviations, atol=1e-3):
+            return name
+    raise UserError(f"pixel mean {mean!r:.60} and deviation {std!r:.60} are of no scale known here")
+
+
+def _class_names(names) -> Facts:
+    """Names in the order of the logits; Hugging Face's LABEL_0 and so on say nothing."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or "LABEL_0" in names:
+        return {}
+    return {"class_names": partial(list, names)}
