@@ -24,6 +24,7 @@ from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command, say
 
+ACCURACY = "test/accuracy"  # the scalar that the published R-Drop logs have
 FOLDER = ROOT / "logs" / "published"
 _LARGEST_UNIT = 200_000  # images; beyond, float32 cannot tell a multiple of 1/N from any other number
 _LEAST_VALUES = 7  # that so many different values share a unit twice as large by chance: 2 ** -7
@@ -31,13 +32,6 @@ _IN_MILLISECONDS = 1e11  # time stamps above are milliseconds: VisualDL changed 
 _SLACK = 2.0  # seconds between the stamps of two processes that wait for each other at every step
 
 ZBP, ZPC = "zbp-xxxp/R-Drop-Paddle", "zpc-666/Paddle-R-Drop"
-
-
-@dataclass(frozen=True)
-class Options:
-    accuracy_tag: str = "test/accuracy"  # shares of 1, or percentages
-    rate_tag: str = ""  # "": the first scalar whose name says learning rate
-    test_images: int = 10_000
 
 
 @dataclass(frozen=True)
@@ -108,17 +102,17 @@ def _scalar(rows: list[tuple]) -> pd.DataFrame:
 # ---- runs
 
 
-def audit(logs: list[Log], options: Options | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def audit(logs: list[Log], accuracy_tag: str = ACCURACY, rate_tag: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs in `logs` in order of time, one row each, and all their accuracies.
 
     The first table has the columns of `_audit_run`. The second has run, step, processes, and of the accuracies of the
     processes mean, lowest and highest in %.
 
-    Raises UserError for a log without accuracy, or with values that are no accuracies.
+    accuracy_tag: the scalar of the test accuracy, shares of 1 or percentages. rate_tag: that of the learning rate; "":
+    the first whose name says so. Raises UserError for a log without accuracy, or with values that are none.
     """
-    options = options or Options()
     logs = list({log.sha256: log for log in logs}.values())  # a copy says nothing new
-    accuracies = {log.sha256: _accuracy(log, options) for log in logs}
+    accuracies = {log.sha256: _accuracy(log, accuracy_tag) for log in logs}
     runs: list[list[Log]] = []
     for log in sorted(logs, key=lambda log: (accuracies[log.sha256]["time"].min(), log.path.name)):
         own = accuracies[log.sha256]
@@ -127,28 +121,26 @@ def audit(logs: list[Log], options: Options | None = None) -> tuple[pd.DataFrame
             runs.append([log])
         else:
             run.append(log)
-    audited = [_audit_run(run, pd.concat([accuracies[log.sha256] for log in run]), options) for run in runs]
+    audited = [_audit_run(run, pd.concat([accuracies[log.sha256] for log in run]), rate_tag) for run in runs]
     return pd.DataFrame([row for row, _ in audited]), pd.concat([table for _, table in audited], ignore_index=True)
 
 
-def _accuracy(log: Log, options: Options) -> pd.DataFrame:
+def _accuracy(log: Log, tag: str) -> pd.DataFrame:
     """The accuracies of a log as shares of 1."""
-    table = log.scalars.get(options.accuracy_tag)
+    table = log.scalars.get(tag)
     if table is None:
         there = printable(", ".join(sorted(log.scalars)))
-        raise UserError(
-            f"{log.path}: has no scalar {options.accuracy_tag} (it has {there}); name one with --accuracy_tag TAG"
-        )
+        raise UserError(f"{log.path}: has no scalar {tag} (it has {there}); name one with --accuracy_tag TAG")
     wrong = table["value"][~table["value"].between(0, 100)]
     if len(wrong):
         raise UserError(
-            f"{log.path}: {options.accuracy_tag} has the value {wrong.iloc[0]:g}, which is neither a share "
+            f"{log.path}: {tag} has the value {wrong.iloc[0]:g}, which is neither a share "
             "nor a percentage; name the accuracy with --accuracy_tag TAG"
         )
     back = (table["step"].diff() < 0) & (table["step"] <= table["step"].iloc[0])
     if back.any():
         raise UserError(
-            f"{log.path}: holds more than one run: {options.accuracy_tag} begins again at step "
+            f"{log.path}: holds more than one run: {tag} begins again at step "
             f"{table['step'][back].iloc[0]:,}; give files of one run each"
         )
     return table.assign(value=table["value"] / (100 if table["value"].max() > 1 else 1))
@@ -160,7 +152,7 @@ def _keep_pace(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return times.index.equals(others.index) and bool((times - others).abs().max() <= _SLACK)
 
 
-def _audit_run(logs: list[Log], accuracy: pd.DataFrame, options: Options) -> tuple[dict, pd.DataFrame]:
+def _audit_run(logs: list[Log], accuracy: pd.DataFrame, rate_tag: str) -> tuple[dict, pd.DataFrame]:
     """A run as a row, and its accuracies step by step. Steps that a process did not record are left out."""
     images = images_per_value(accuracy["value"])
     if images:  # free of the rounding of float32
@@ -190,7 +182,7 @@ def _audit_run(logs: list[Log], accuracy: pd.DataFrame, options: Options) -> tup
         "best_times": int((percent["mean"] == percent["mean"].max()).sum()),
         "last": percent["mean"].iloc[-1],
         "last_step": int(percent.index[-1]),
-        "schedule": _schedule_of(logs[0], options),
+        "schedule": _schedule_of(logs[0], rate_tag),
         "sha256": " ".join(log.sha256 for log in logs),
     }
     percent = percent.rename(columns={"min": "lowest", "max": "highest"}).reset_index()
@@ -224,9 +216,9 @@ def images_per_value(shares) -> int | None:
 # ---- schedule
 
 
-def _schedule_of(log: Log, options: Options) -> str:
+def _schedule_of(log: Log, tag: str) -> str:
     names = [tag for tag in log.scalars if re.search(r"(^|[/_])(lr|learning_?rate)($|[/_])", tag.lower())]
-    tag = options.rate_tag or next(iter(names), "")
+    tag = tag or next(iter(names), "")
     if not tag:
         return "rate not logged"
     if tag not in log.scalars:
@@ -329,13 +321,13 @@ its own; best and last are means over the processes, which together counted test
 def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.audit", description=_ABOUT)
     parser.add_argument("logs", nargs="+", metavar="LOG", help="VisualDL record file, or a folder of them")
-    parser.add_argument("--accuracy_tag", default=Options.accuracy_tag, help="scalar of the test accuracy")
+    parser.add_argument("--accuracy_tag", default=ACCURACY, help="scalar of the test accuracy")
     parser.add_argument("--rate_tag", default="", help="scalar of the learning rate (default: found by its name)")
-    parser.add_argument("--test_images", type=int, default=Options.test_images, help="size of the whole test set")
+    parser.add_argument("--test_images", type=int, default=10_000, help="size of the whole test set")
     parser.add_argument("--record", action="store_true", help="write the tables to logs/published/")
     options = parse(parser, argv)
-    chosen = Options(options.accuracy_tag, options.rate_tag, options.test_images)
-    runs, accuracy = audit([read_log(path) for path in find_logs(options.logs)], chosen)
+    logs = [read_log(path) for path in find_logs(options.logs)]
+    runs, accuracy = audit(logs, options.accuracy_tag, options.rate_tag)
     for run in runs.to_dict("records"):
         for name, value in run.items():
             if name != "sha256":

@@ -228,16 +228,16 @@ def audited(logs: Logs) -> pd.DataFrame:
 
 
 def claims(logs: Logs) -> pd.DataFrame:
+    table = audit.judge(logs.published["runs"])
     return pd.DataFrame(
         {
-            "repository": claim.repository,
-            "claim, %": f"{claim.percent:.2f}",
-            "what": claim.what,
-            "supported by its logs": claim.supported,
-            "its logs reach, whole test set": f"{claim.reached:.2f}",
-            "where the value stands": claim.rests_on,
+            "repository": table["repository"],
+            "claim, %": table["percent"].map("{:.2f}".format),
+            "what": table["what"],
+            "supported by its logs": table["supported"],
+            "its logs reach, whole test set": table["reached"].map("{:.2f}".format),
+            "where the value stands": table["rests_on"],
         }
-        for claim in audit.judge(logs.published["runs"]).itertuples()
     )
 
 
@@ -247,33 +247,16 @@ def literature(logs: Logs) -> pd.DataFrame:
     return table.rename(columns={"top1": "top-1, %", "note": "what to know"})
 
 
-_PARTS = {
-    "step_b16": "step, ViT-B/16, 224 px, 8 images",
-    "step_ti16": "step, ViT-Ti/16, 64 px, 64 images",
-    "input": "input, 384 px crops",
-    "evaluation": "evaluation, ViT-Ti/16, 224 px",
-    "start": "start and one step",
-}
-_WHO = {
-    "ours_baseline": "here, one view",
-    "pytorch": "PyTorch (timm)",
-    "port": "plain Paddle, its own settings",
-    "port_tuned": "plain Paddle, our settings",
-    "seed_like": "plain Paddle, its own settings",  # what records until November 2026 call the port
-    "seed_like_tuned": "plain Paddle, our settings",
-    "against": "here, an earlier commit",
-    "paddle_vision": "paddle.vision",
-    "pillow": "Pillow and NumPy",
-}
-
-
 def speed(logs: Logs) -> pd.DataFrame:
     def median_and_range(found) -> str:
         return f"{found['median']:.3g} ({found['lowest']:.3g} to {found['highest']:.3g})"
 
+    names = pd.read_csv(logs.folder / "bench" / "names.csv").set_index("name")["shown"]
     rows = []
-    for part in sorted((logs.folder / "bench").glob("*.json"), key=lambda path: [*_PARTS, path.stem].index(path.stem)):
-        what, ours = _PARTS.get(part.stem, part.stem), "here, R-Drop" if part.stem.startswith("step") else "here"
+    for part in [logs.folder / "bench" / f"{name}.json" for name in names.index]:
+        if not part.exists():  # the other names are of competitors
+            continue
+        what, ours = names[part.stem], "here, R-Drop" if part.stem.startswith("step") else "here"
         for name, found in json.loads(part.read_text())["competitors"].items():
             if "split" in name:  # views that share blocks have left the code
                 continue
@@ -281,7 +264,7 @@ def speed(logs: Logs) -> pd.DataFrame:
             rows.append(
                 {
                     "what": what,
-                    "who": ours if name == "ours" else _WHO.get(name, name),
+                    "who": ours if name == "ours" else names.get(name, name),
                     "seconds": median_and_range(found),
                     "time, ours = 1": median_and_range(found["ratio_to_ours"]),
                     "images/s": f"{rate:,.3g}" if rate else "-",

@@ -160,7 +160,7 @@ def read_metrics(folder: Path) -> list[dict]:
     Raises UserError for any other line that is no record: an object of numbers that has a whole "step".
     """
     path = folder / "metrics.jsonl"
-    if not path.exists():
+    if not path.is_file():
         return []
     lines = path.read_text(errors="replace").splitlines()
     rows = []

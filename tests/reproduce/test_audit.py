@@ -16,7 +16,6 @@ from reproduce import ROOT
 from reproduce.audit import (
     ZBP,
     ZPC,
-    Options,
     audit,
     describe_schedule,
     find_logs,
@@ -98,7 +97,7 @@ def test_accuracies_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="the value 512, which is neither a share nor a percentage"):
         audit([loss])
     with pytest.raises(UserError, match=r"has no scalar acc \(it has test/accuracy\); name one with --accuracy_tag"):
-        audit([loss], Options(accuracy_tag="acc"))
+        audit([loss], accuracy_tag="acc")
     twice = [("test/accuracy", step, 0.5, second) for second, step in enumerate([10, 20, 30, 10, 20])]
     with pytest.raises(UserError, match="holds more than one run: test/accuracy begins again at step 10"):
         audit([read_log(write_log(tmp_path / "b", twice))])
@@ -199,7 +198,7 @@ def test_the_learning_rate_is_found_by_its_name(tmp_path, tag):
     runs, _ = audit([read_log(write_log(tmp_path / "vdlrecords.1.log", rows))])
     assert runs["schedule"].item() == "warm-up 50 to 0.01, cosine to 0 at 1,000, stopped at 600"
     with pytest.raises(UserError, match="has no scalar rate; name the learning rate with --rate_tag"):
-        audit([read_log(tmp_path / "vdlrecords.1.log")], Options(rate_tag="rate"))
+        audit([read_log(tmp_path / "vdlrecords.1.log")], rate_tag="rate")
 
 
 # ---- claims

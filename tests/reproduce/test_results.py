@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -66,6 +67,16 @@ def test_a_damaged_header_is_named_in_one_line(tmp_path, content, fragment):
     with pytest.raises(UserError, match=f"bad/run.json: not the header of a run .*{fragment}") as error:
         find_runs(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    folder = make_run(tmp_path, "run")
+    for name in ("run.json", "metrics.jsonl"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    assert read_metrics(folder) == []
+    with pytest.raises(UserError, match="not the header of a run"):
+        find_runs(tmp_path)
 
 
 def test_the_command_prints_runs_or_one_line(tmp_path, capsys):
