@@ -42,10 +42,13 @@ class Evaluation(NamedTuple):
     def metrics(self) -> dict:
         """Accuracies and calibration error as fractions of 1, nll in nats, and the exact counts."""
         hits = self.top5 == self.labels[:, None]
-        correct, correct5, total = int(hits[:, 0].sum()), int(hits.any(axis=1).sum()), len(self.labels)
+        correct, total = int(hits[:, 0].sum()), len(self.labels)
+        top5 = {}
+        if hits.shape[1] == 5:  # with fewer classes it says nothing
+            top5 = {"top5_accuracy": int(hits.any(axis=1).sum()) / total}
         return {
             "accuracy": correct / total,
-            "top5_accuracy": correct5 / total,
+            **top5,
             "nll": float(self.nll.mean(dtype=np.float64)),
             "ece": expected_calibration_error(self.confidence, hits[:, 0]),
             "correct": correct,
@@ -173,9 +176,10 @@ def _evaluation(columns: np.ndarray) -> Evaluation:
 
 def describe(metrics: dict) -> str:
     """One line for people; every digit of the accuracy, which is a count over a count."""
+    top5 = f"top-5 {100 * metrics['top5_accuracy']:.2f} %  " if "top5_accuracy" in metrics else ""
     return (
-        f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})  "
-        f"top-5 {100 * metrics['top5_accuracy']:.2f} %  NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
+        f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})  {top5}"
+        f"NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import UserError
 from data.in_memory import InMemory
-from reproduce.evaluate import Evaluation, evaluate, expected_calibration_error
+from reproduce.evaluate import Evaluation, describe, evaluate, expected_calibration_error
 
 
 class Fixed(paddle.nn.Layer):
@@ -55,7 +55,8 @@ def test_calibration_error_by_hand():
 def test_predictions_file_holds_everything_the_metrics_need(tmp_path):
     rng = np.random.default_rng(1)
     found = evaluate(Fixed(rng.normal(size=(9, 4))), split_of(rng.integers(0, 4, 9)), 4, 4)
-    assert found.top5.shape == (9, 4)  # only four classes
+    assert found.top5.shape == (9, 4)  # only four classes: no "top-5"
+    assert "top5_accuracy" not in found.metrics() and "top-5" not in describe(found.metrics())
     found.save(tmp_path / "p.npz")
     with np.load(tmp_path / "p.npz") as file:
         assert Evaluation(**file).metrics() == found.metrics()
