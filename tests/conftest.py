@@ -1,6 +1,7 @@
 """Shared fixtures. `reproduce` is imported first, so that Paddle runs under the project's own settings."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import reproduce
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what the tests start shall not inherit a nohup
 SHARED = reproduce.ROOT.parent / "shared" / "data"
 
 
