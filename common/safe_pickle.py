@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, printable
 
 MOST_GROWTH = 10  # bytes of all objects that are built, as a multiple of the file's own
 SMALL = 1 << 26  # bytes that may be built however small the file is
@@ -142,7 +142,8 @@ class _SafeUnpickler(pickle._Unpickler):
         try:
             return self.allowed[module, name]
         except KeyError:
-            raise Refused(f"it asks for {module[:60]}.{name[:60]}, which is code and not data") from None
+            asked = printable(f"{module[:60]}.{name[:60]}")
+            raise Refused(f"it asks for {asked}, which is code and not data") from None
 
     def load_append(self):
         self.load_items([self.stack.pop()], list)
@@ -251,7 +252,10 @@ def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
     try:
         return _SafeUnpickler(file, dict(allowed), persistent_load, **options).load()
     except Refused as reason:
-        raise UserError(f"{name}: refused, {reason}; get the file again from its official source") from None
+        raise UserError(
+            f"{name}: refused, {reason}. If you trust its source, open it in the program that made it and save the "
+            "arrays alone, in PyTorch with torch.save(checkpoint['model'], FILE)"
+        ) from None
     except Exception as reason:  # a damaged pickle raises nearly any exception there is
         raise UserError(f"{name}: not a readable pickle ({_words(reason)}); get the file again") from None
 

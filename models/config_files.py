@@ -4,45 +4,20 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from common.errors import UserError
-from common.pixels import SCALES
+from common.pixels import SCALES, Resize
 from models import check_types
 from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
 
+Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed here
+
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
-_HARMLESS = ("img_size", "patch_size", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "class_token", "fc_norm")
-_HARMLESS += (
-    "num_classes",
-    "in_chans",
-    "init_values",
-    "dynamic_img_size",
-    "drop_rate",
-    "drop_path_rate",
-    "weight_init",
-)
-
-
-class Resize(NamedTuple):
-    """How a picture gets the network's size: resized, then cut to its middle."""
-
-    pixels: int = 0  # before the crop; 0: the network's image size divided by `share`
-    share: float = 1.0
-    keep_ratio: bool = False  # `pixels` means the shorter side; otherwise both sides
-    resample: str = "bilinear"  # a name of Pillow's
-    origin: str = ""  # who says it
-
-    def side(self, image_size: int) -> int:
-        """`pixels`, worked out for a network; 0 for its image size itself."""
-        return self.pixels or (int(image_size / self.share) if self.share < 1 else 0)
-
-    def __str__(self) -> str:
-        if not self.keep_ratio:
-            return "whole"
-        return f"{self.pixels or f'to 1/{self.share} of the image size'} and centre crop"
+_SEEN_IN_THE_ARRAYS = "patch_size embed_dim depth mlp_ratio qkv_bias class_token fc_norm num_classes in_chans init_values"
+_HARMLESS = "img_size dynamic_img_size drop_rate drop_path_rate weight_init"
+_MODEL_ARGS = ("global_pool", "act_layer", "num_heads", *_SEEN_IN_THE_ARRAYS.split(), *_HARMLESS.split())
 
 
 def read_configs(folder: Path, width: int, said: dict) -> dict:
@@ -67,37 +42,35 @@ def read_configs(folder: Path, width: int, said: dict) -> dict:
     return found
 
 
-Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed
-
-
 def _config(config: dict, width: int, path: str) -> Facts:
     own_width = config.get("hidden_size", config.get("num_features", width))
     if own_width != width:
         raise UserError(f"is of a network of width {own_width!r:.40}, and the weights are {width} wide")
-    timm = config.get("pretrained_cfg")
     names = {"num_attention_heads": "heads", "layer_norm_eps": "layer_norm_epsilon"}
     facts = {ours: partial(config.get, theirs) for theirs, ours in names.items() if theirs in config}
     if "hidden_act" in config:
         facts["activation"] = partial(_known, "hidden_act", config["hidden_act"], ACTIVATIONS)
     if isinstance(config.get("id2label"), dict):
         facts |= _class_names([config["id2label"][str(number)] for number in range(len(config["id2label"]))])
-    if timm is not None:
-        arguments = {"global_pool": config.get("global_pool", "token"), **config.get("model_args", {})}
-        facts |= _timm_arguments(arguments)
-        facts["scale"] = partial(_scale, timm["mean"], timm["std"])
-        facts["resize"] = partial(_timm_resize, timm, path)
-        facts |= _class_names(config.get("label_names"))
+    if config.get("pretrained_cfg") is not None:
+        facts |= _timm_config(config, config["pretrained_cfg"], path)
     return facts
 
 
-def _timm_arguments(arguments: dict) -> Facts:
-    facts = {"pooling": partial(_known, "global_pool", arguments.pop("global_pool"), POOLINGS)}
+def _timm_config(config: dict, pretrained: dict, path: str) -> Facts:
+    arguments = {"global_pool": config.get("global_pool", "token"), **config.get("model_args", {})}
+    facts = {
+        "scale": partial(_scale, pretrained["mean"], pretrained["std"]),
+        "resize": partial(_timm_resize, pretrained, path),
+        "pooling": partial(_known, "global_pool", arguments["global_pool"], POOLINGS),
+        **_class_names(config.get("label_names")),
+    }
     if "act_layer" in arguments:
-        facts["activation"] = partial(_known, "act_layer", arguments.pop("act_layer"), ACTIVATIONS)
+        facts["activation"] = partial(_known, "act_layer", arguments["act_layer"], ACTIVATIONS)
     if "num_heads" in arguments:
-        facts["heads"] = partial(arguments.pop, "num_heads")
+        facts["heads"] = partial(arguments.get, "num_heads")
     for name in arguments:
-        if name not in (*_HARMLESS, "num_heads"):
+        if name not in _MODEL_ARGS:
             raise UserError(f"{name!r:.40} in model_args cannot be computed here")
     return facts
 

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import deserialize
 
 from common.archives import check_members
-from common.atomic import atomic_write
+from common.atomic import atomic_write, require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
 
@@ -50,17 +50,9 @@ def read_arrays(path, entry: str = "") -> Content:
     Raises UserError for a file that is missing, damaged, of another kind, or holds values that are not finite.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the weight file in it")
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: is a device or a pipe; give a weight file")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(len(_LEGACY_START))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    if not start:
-        raise UserError(f"{path}: is empty; get the file again")
+    require_file(path)
+    with open(path, "rb") as file:
+        start = file.read(len(_LEGACY_START))
     if start.startswith(b"PK\x03\x04"):
         container, entries = _read_archive(path)
     elif start == _LEGACY_START:
@@ -85,32 +77,17 @@ def read_arrays(path, entry: str = "") -> Content:
 
 def write_sealed(path, entries: dict) -> None:
     """Write a .pdparams, whole or not at all, with a digest behind it that `read_arrays` checks."""
+    content = pickle.dumps(entries, protocol=4)
     with atomic_write(path) as file:
-        writer = _DigestWriter(file)
-        pickle.dump(entries, writer, protocol=4)
-        file.write(_SEAL + writer.digest.digest())
-
-
-class _DigestWriter:
-    def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
+        file.write(content)
+        file.write(_SEAL + hashlib.sha256(content).digest())
 
 
 def _check_seal(path, file) -> None:
     """Compare what stands behind the pickle at the place of `file`, if anything, with the digest of all before it."""
-    end = file.tell()
-    seal = file.read()
-    if not seal:
-        return
+    end, seal = file.tell(), file.read()
     file.seek(0)
-    digest = hashlib.sha256()
-    while piece := file.read(min(2**20, end - file.tell())):
-        digest.update(piece)
-    if seal != _SEAL + digest.digest():
+    if seal and seal != _SEAL + hashlib.sha256(file.read(end)).digest():
         raise UserError(f"{path}: is damaged (its content is not that of its checksum); take a copy that is whole")
 
 

@@ -1,8 +1,7 @@
 """Weights from a file into a network, strictly: every name, shape and change is accounted for.
 
-`models.weight_files` reads the arrays and `models.config_files` the configs beside them. Here stands whose layout they
-have and how they meet a network. A layout is known by its names. Which way round matrices are is known by the
-container, never by shapes: PyTorch (`.bin`, `.safetensors`) writes (out, in), Paddle and Flax write (in, out), as here.
+`models.weight_files` reads the arrays, `models.layouts` tells whose they are, `models.config_files` reads the configs
+beside them. Here stands what network they belong to, and how they get into one.
 """
 
 import dataclasses
@@ -10,14 +9,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from common.errors import UserError
-from common.pixels import SCALES
+from common.pixels import SCALES, Resize
 from models import CNNConfig, Config, TwoNetworksConfig, build, check_types, config_from_dict, resnet, state_shapes
-from models.config_files import Resize, read_configs
+from models.config_files import read_configs
+from models.layouts import Arrays, converted
 from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
 from models.weight_files import read_arrays, write_sealed
 
@@ -39,9 +38,7 @@ PRETRAINED_URLS = {  # file name -> official address
     **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS_FILES}{name}_pretrained.pdparams" for name in resnet.NETWORKS},
 }
 
-Arrays = dict[str, np.ndarray]
-_BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, dropped with their head
-_WRAPPERS = ("module.", "_orig_mod.")  # what PyTorch's DistributedDataParallel and compile put before every name
+_CONVOLUTIONAL = {"network", "first"}  # a field of CNNConfig, and one of TwoNetworksConfig, that no ViTConfig has
 _TOLD = ("heads", "layer_norm_epsilon", "pooling", "activation")  # fields that no shape tells
 _IMAGENET = (1000, 21841, 21843)  # classes of ImageNet-1k and the two counts of ImageNet-21k
 _LARGEST = {"image_size": 2048, "tokens": 16385, "depth": 64, "width": 2**14, "mlp_width": 2**16, "num_classes": 2**17}
@@ -73,9 +70,9 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{self.copied} arrays ({self.layout})"]
-        for label in ("resized", "replaced", "left_out"):
-            if names := getattr(self, label):
-                parts.append(f"{label.replace('_', ' ')}: {', '.join(names)}")
+        for label, names in (("resized", self.resized), ("replaced", self.replaced), ("left out", self.left_out)):
+            if names:
+                parts.append(f"{label}: {', '.join(names)}")
         return "; ".join(parts)
 
 
@@ -93,11 +90,11 @@ def read_weights(path, entry: str = "") -> Weights:
     container, arrays, texts, entry = read_arrays(path, entry)
     metadata = _metadata(path, texts)
     network = metadata.get("network", {})
-    if {"network", "first"} & network.keys() or any(name.endswith("._batch_norm._mean") for name in arrays):
+    if _CONVOLUTIONAL & network.keys() or any(name.endswith("._batch_norm._mean") for name in arrays):
         label = "this project" if metadata else "PaddleClas"
         return Weights(Path(path), label, arrays, metadata, network=network)
     try:
-        found = _converted(container, arrays)
+        found = converted(container, arrays)
     except ValueError as reason:
         raise UserError(f"{path}: {reason}") from None
     if found is None:
@@ -113,198 +110,18 @@ def _metadata(path, texts: dict[str, str]) -> dict:
     """The entry of our own files; it comes from outside too, so its types are checked as far as it is used here."""
     try:
         metadata = json.loads(texts.get(METADATA, "{}"))
-        network = metadata.get("network", {}) if isinstance(metadata, dict) else None
-        if not (isinstance(network, dict) and isinstance(metadata.get("recipe", {}), dict)):
-            raise ValueError("it is no table with the tables network and recipe")
-        if {"network", "first"} & network.keys():
+        network, recipe = metadata.get("network", {}), metadata.get("recipe", {})
+        if not (isinstance(network, dict) and isinstance(recipe, dict)):
+            raise ValueError("its network and its recipe are no tables")
+        if recipe.get("scale", "-1..1") not in list(SCALES):
+            raise ValueError(f"recipe has 'scale' {recipe['scale']!r:.40}")
+        if _CONVOLUTIONAL & network.keys():
             config_from_dict(network)
         else:
             check_types(ViTConfig, network)
-    except (ValueError, RecursionError) as reason:
+    except (ValueError, AttributeError, RecursionError) as reason:
         raise UserError(f"{path}: its entry {METADATA!r} does not describe a run ({reason})") from None
     return metadata
-
-
-# ---- layouts
-
-
-class _Layout(NamedTuple):
-    label: str
-    mark: str  # an array that no other layout has
-    told: dict  # ViTConfig fields that whoever has this layout has, too
-    blocks: str = "blocks."  # stands before the number of a block
-    names: dict[str, str] = {}  # noqa: RUF012 (never changed): layers outside and inside the blocks -> ours
-
-
-_CODE = {"pooling": "token", "activation": "gelu"}  # of the projects whose code has no other
-_JOINT_QKV = "blocks.0.attn.qkv.weight"
-_FLAX = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"
-_OFFICIAL_NAMES = {
-    "transformer.embeddings.cls_token": "cls_token",
-    "transformer.embeddings.position_embeddings": "pos_embed",
-    "transformer.embeddings.patch_embeddings": "patch_embed.proj",
-    "transformer.encoder.encoder_norm": "norm",
-    "attention_norm": "norm1",
-    "ffn_norm": "norm2",
-    "ffn.fc1": "mlp.fc1",
-    "ffn.fc2": "mlp.fc2",
-    "attn.out": "attn.proj",
-}
-_HUGGING_FACE_NAMES = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection": "patch_embed.proj",
-    "layernorm": "norm",
-    "classifier": "head",
-    "layernorm_before": "norm1",
-    "attention.attention.query": "attn.query",
-    "attention.attention.key": "attn.key",
-    "attention.attention.value": "attn.value",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "attention.q_proj": "attn.query",  # from here on transformers 5
-    "attention.k_proj": "attn.key",
-    "attention.v_proj": "attn.value",
-    "attention.o_proj": "attn.proj",
-}
-_FLAX_NAMES = {
-    "cls": "cls_token",
-    "Transformer.posembed_input.pos_embedding": "pos_embed",
-    "embedding": "patch_embed.proj",
-    "Transformer.encoder_norm": "norm",
-    "LayerNorm_0": "norm1",
-    "MultiHeadDotProductAttention_1.query": "attn.query",
-    "MultiHeadDotProductAttention_1.key": "attn.key",
-    "MultiHeadDotProductAttention_1.value": "attn.value",
-    "MultiHeadDotProductAttention_1.out": "attn.proj",
-    "LayerNorm_2": "norm2",
-    "MlpBlock_3.Dense_0": "mlp.fc1",
-    "MlpBlock_3.Dense_1": "mlp.fc2",
-}
-_TOKEN = {"pooling": "token"}
-_OFFICIAL, _HF4, _HF5 = "transformer.encoder.layer.", "encoder.layer.", "layers."
-_LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
-    _Layout("this project", "blocks.0.attn.query.weight", _CODE),
-    _Layout("timm", _JOINT_QKV, {}),
-    _Layout("official R-Drop", f"{_OFFICIAL}0.attn.query.weight", _CODE, _OFFICIAL, _OFFICIAL_NAMES),
-    _Layout("Hugging Face", f"{_HF4}0.attention.attention.query.weight", _TOKEN, _HF4, _HUGGING_FACE_NAMES),
-    _Layout("Hugging Face", f"{_HF5}0.attention.q_proj.weight", _TOKEN, _HF5, _HUGGING_FACE_NAMES),
-    _Layout("Google", _FLAX, _CODE, "Transformer.encoderblock_", _FLAX_NAMES),
-)
-
-
-def _converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict] | None:
-    """(label, our arrays, names of a layer before the head, told fields), or None when no layout is recognised.
-
-    What the layout does not know keeps its name. Raises ValueError when matrices are the other way round than the
-    container has them, or do not fit each other.
-    """
-    arrays = _without_wrappers(arrays)
-    layout = next((layout for layout in _LAYOUTS if layout.mark in arrays), None)
-    if layout is None:
-        return None
-    left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
-    arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
-    label, told = layout.label, dict(layout.told)
-    if layout.mark == _FLAX:
-        told["heads"] = arrays[_FLAX].shape[0]
-        arrays = _without_flax_shapes(arrays)
-    arrays = _renamed(arrays, layout)
-    if layout.mark == _JOINT_QKV:
-        arrays = _split_qkv(arrays)
-        if container == "pdparams":
-            label, told = "PaddleClas", dict(_CODE)
-        fc1 = arrays.get("blocks.7.mlp.fc1.weight")
-        if fc1 is not None and fc1.shape == (768, 2304) and "blocks.8.mlp.fc1.weight" not in arrays:
-            # timm's vit_small_p16_224 of 2020 divides scores by the root of 768, not of its 96 features a head; so
-            # does PaddleClas's ViT_small. The query matrices take up the difference.
-            label, told = f"{label} ViT_small", {**_CODE, "heads": 8, "layer_norm_epsilon": 1e-5}
-            factor = np.float32((96 / 768) ** 0.5)
-            arrays = {name: value * factor if ".attn.query." in name else value for name, value in arrays.items()}
-    return label, arrays, left_out, told
-
-
-def _without_wrappers(arrays: Arrays) -> Arrays:
-    """Names without a prefix that all of them have: of PyTorch's wrappers, and "vit." of Hugging Face."""
-    for prefix in _WRAPPERS * 2:
-        if arrays and all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    if any(name.startswith("vit.embeddings.") for name in arrays):
-        found = {name.removeprefix("vit."): value for name, value in arrays.items()}
-        if len(found) < len(arrays):
-            raise ValueError("two of its arrays are for the same place")
-        return found
-    return arrays
-
-
-def _as_in_out(container: str, arrays: Arrays) -> Arrays:
-    """Every matrix as (in, out). Its bias, or the three outputs an input of a joint qkv, tells when that is wrong."""
-    turned = dict(arrays)
-    for name, value in arrays.items():
-        if value.ndim != 2 or not name.endswith((".weight", "/kernel")):
-            continue
-        turned[name] = value.T if container in ("torch", "safetensors") else value
-        bias = arrays.get(name[: -len("weight")] + "bias")
-        outputs = bias.size if bias is not None else 3 * min(value.shape) if ".qkv." in name else turned[name].shape[1]
-        if turned[name].shape[1] != outputs == turned[name].shape[0]:
-            raise ValueError(
-                f"transposed kernels: {name} is {value.shape}, the other way round than a {container} file has it"
-            )
-    return turned
-
-
-def _renamed(arrays: Arrays, layout: _Layout) -> Arrays:
-    """Our names; what the layout does not know keeps its own."""
-
-    def ours(name: str) -> str:
-        layer, _, kind = name.rpartition(".")
-        number, _, part = layer.removeprefix(layout.blocks).partition(".")
-        if layer.startswith(layout.blocks) and part:
-            return f"blocks.{number}.{layout.names.get(part, part)}.{kind}"
-        if name in layout.names:
-            return layout.names[name]
-        return f"{layout.names[layer]}.{kind}" if layer in layout.names else name
-
-    found = {ours(name): value for name, value in arrays.items()}
-    if len(found) < len(arrays):
-        raise ValueError("two of its arrays are for the same place")
-    return found
-
-
-def _split_qkv(arrays: Arrays) -> Arrays:
-    """Query, key and value, which timm has in one layer, as three."""
-    found = {}
-    for name, value in arrays.items():
-        if ".attn.qkv." in name:
-            for part, piece in zip(("query", "key", "value"), np.split(value, 3, axis=-1), strict=True):
-                found[name.replace("qkv", part)] = piece
-        else:
-            found[name] = value
-    return found
-
-
-def _without_flax_shapes(arrays: Arrays) -> Arrays:
-    """Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches."""
-    if arrays[_FLAX].ndim != 2:
-        raise ValueError(f"{_FLAX} is {arrays[_FLAX].shape}, not (heads, features)")
-    heads, features = arrays[_FLAX].shape
-    width = heads * features
-    kinds = {"kernel": "weight", "scale": "weight"}
-    found = {}
-    for name, value in arrays.items():
-        layer, _, kind = name.replace("/", ".").rpartition(".")
-        if "MultiHeadDotProductAttention_1" in layer and kind == "kernel":
-            if value.shape != ((heads, features, width) if layer.endswith(".out") else (width, heads, features)):
-                raise ValueError(f"transposed kernels: {name} is {value.shape}, for a width of {width}")
-            value = value.reshape(width, width)
-        elif "MultiHeadDotProductAttention_1" in layer:
-            value = value.reshape(width)
-        elif name == "embedding/kernel":
-            value = value.transpose(3, 2, 0, 1)
-        found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value
-    return found
 
 
 # ---- into a network
@@ -323,18 +140,14 @@ def model_from_file(path, entry: str = "", **said) -> tuple:
     """
     weights = read_weights(path, entry)
     pictures = {name: said.pop(name) for name in ("scale", "resize") if name in said}
-    recipe = weights.metadata.get("recipe", {})
+    recipe, beside = weights.metadata.get("recipe"), {}
     if recipe:
-        scale = recipe.get("scale", "-1..1")
-        if scale not in tuple(SCALES):
-            raise UserError(f"{path}: its metadata has scale {scale!r:.40}; get the file again")
-        pictures = {"scale": scale, **pictures}
+        beside = {"scale": recipe.get("scale", "-1..1")}
     elif "patch_embed.proj.weight" in weights.arrays:
         width = len(weights.arrays["patch_embed.proj.weight"])
         beside = read_configs(weights.path.parent, width, {**weights.network, **said, **pictures})
-        pictures = {**beside, **pictures}
-        weights.network |= {name: pictures.pop(name) for name in _TOLD if name in pictures}
-    weights.pictures = pictures
+    weights.network |= {name: beside.pop(name) for name in _TOLD if name in beside}
+    weights.pictures = {**beside, **pictures}
     config = config_from_weights(weights, **said)
     arrays, report = fit(weights, config, replace_head=False)
     if isinstance(config, ViTConfig):
@@ -349,10 +162,10 @@ def model_from_file(path, entry: str = "", **said) -> tuple:
 
 
 def _assume_pictures(weights: Weights, num_classes: int) -> None:
-    defaults = {"scale": "-1..1", "resize": Resize()}
+    usual = Resize()
     if num_classes in _IMAGENET:
-        defaults["resize"] = Resize(share=0.875, keep_ratio=True)  # 224 of 256, the usual centre crop
-    for name, value in defaults.items():
+        usual = Resize(share=0.875, keep_ratio=True)  # 224 of 256, the usual centre crop
+    for name, value in (("scale", "-1..1"), ("resize", usual)):
         if name not in weights.pictures:
             weights.pictures[name] = weights.assumed[name] = value
     if not {"class_names"} & (weights.metadata.keys() | weights.pictures.keys()):
@@ -372,7 +185,7 @@ def config_from_weights(weights: Weights, **options) -> Config:
     features for a width of 1280 (ViT-H), else of 64 features each. Raises UserError when no network comes of it.
     """
     arrays = weights.arrays
-    if "conv1_1._conv.weight" in arrays or {"network", "first"} & weights.network.keys():
+    if "conv1_1._conv.weight" in arrays or _CONVOLUTIONAL & weights.network.keys():
         return _config_by_name(weights, **options)
     try:
         width, _, patch, _ = arrays["patch_embed.proj.weight"].shape
@@ -446,14 +259,12 @@ def load_pretrained(model, *files) -> list[str]:
     Heads are replaced as in `load_weights`. Raises UserError as that and `read_weights` do.
     """
     networks = [model.first, model.second] if isinstance(model.config, TwoNetworksConfig) else [model]
-    if any(files[len(networks) :]):
-        raise ValueError(f"{len(files)} files for {len(networks)} networks")
     lines = []
     for network, file in zip(networks, files, strict=False):
+        done = "random, no pretrained file"
         if file:
-            lines.append(f"{file}: {load_weights(network, read_weights(file), replace_head=True)}")
-        else:
-            lines.append("random, no pretrained file")
+            done = f"{file}: {load_weights(network, read_weights(file), replace_head=True)}"
+        lines.append(done)
     return lines
 
 

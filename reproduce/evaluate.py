@@ -17,7 +17,8 @@ from tqdm import tqdm
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.pixels import SCALES
-from data import CLASSES, load_dataset
+from data import CLASSES, FROM_FILES, load_dataset
+from data.prepared import preparation, resize_option
 from models.resnet import CNNConfig
 from models.two_networks import TwoNetworksConfig
 from models.vit import ACTIVATIONS, POOLINGS
@@ -221,12 +222,14 @@ def add_weight_options(parser: Parser) -> None:
     )
     parser.add_argument("--activation", choices=ACTIVATIONS, help=f"of the MLPs; {default} gelu")
     parser.add_argument("--scale", choices=SCALES, help=f"of pixel values, --scale=NAME; {default} -1..1")
+    resize = "of pictures: 'whole', or pixels of the shorter side before a centre crop"
+    parser.add_argument("--resize", type=resize_option, metavar="SIZE", help=f"{resize}; {default} see docs/weights.md")
     parser.add_argument("--entry", metavar="NAME", help="the network in a training checkpoint that holds several")
 
 
 def chosen_of(options) -> dict:
     """What the options of `add_weight_options`, and --image_size, say."""
-    names = ("heads", "layer_norm_epsilon", "pooling", "activation", "scale", "entry", "image_size")
+    names = ("heads", "layer_norm_epsilon", "pooling", "activation", "scale", "resize", "entry", "image_size")
     said = {name: getattr(options, name, None) for name in names}
     return {name: value for name, value in said.items() if value not in (None, 0)}
 
@@ -257,14 +260,21 @@ def main(argv=None) -> None:
     assumed = _assumed_of(weights, data.class_names, f"{dataset} {options.data_dir}".rstrip())
     for note in data.notes:
         say("note", note)
-    split = getattr(data, options.split)
+    split, prepared = getattr(data, options.split), "resized whole"
+    if dataset in FROM_FILES:
+        prepared = preparation(weights.pictures, dataset, config.image_size)
+        split = prepared.split(split)
+    elif options.resize is None and "resize" in weights.pictures:
+        assumed["resize"] = "whole"
+    elif options.resize and options.resize.keep_ratio:
+        raise UserError(f"--resize: the images of {dataset} are small and resized whole; leave it out")
     say("weights", f"{weights.path}: {report}")
     if assumed:
         say("assumed", assumptions(assumed))
     say("network", f"{_network(config)}, {config.image_size} px, {config.num_classes} classes")
     say("device", f"{device}, fp32{distributed.described()}")
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
-    say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once")
+    say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once, each {prepared}")
     found = evaluate_parts(
         model, split, config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
     )
@@ -305,8 +315,6 @@ def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
         )
     if theirs != class_names:
         assumed["class_order"] = "that of the data set"
-    if "resize" in weights.pictures:
-        assumed["resize"] = "whole"  # as every data set is
     return assumed
 
 

@@ -10,100 +10,24 @@ classes of ImageNet. What nothing says is printed as "assumed", and each of it c
 import contextlib
 import json
 import sys
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle.nn import functional as F
-from PIL import Image
 
 from common.errors import UserError, printable
-from data import CLASSES, FROM_FILES, dataset_files, load_dataset
-from data.folders import SUFFIXES, read_image
-from data.in_memory import InMemory
+from data import CLASSES, dataset_files, load_dataset
+from data.folders import SUFFIXES
+from data.prepared import Preparation, preparation
 from data.tables import is_picture, visible
-from models.config_files import Resize
 from models.weights import Weights, assumptions, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import add_weight_options, chosen_of
 
 _TOP = 5
-_LARGEST = 4  # times the network's image size that a picture is resized to before the crop
-_LONGEST = 16  # times the shorter side of a picture; what is further from the middle is cut off before resizing
-_DECODERS, _AHEAD = 2, 8  # threads, and pictures that are decoded before the network wants them
-
-
-# ---- how a picture becomes the input of the network
-
-
-@dataclass
-class Preparation:
-    """From a picture to float32 (3, image_size, image_size)."""
-
-    image_size: int
-    from_files: bool = True  # resized in 8 bits by Pillow; otherwise in float32, as CIFAR and digits are in memory
-    scale: str = "-1..1"  # what pixel values become: a name of common.pixels.SCALES
-    resize: int = 0  # pixels of the side or sides before the centre crop; 0 = image_size
-    keep_ratio: bool = False  # `resize` means the shorter side; otherwise both
-    resample: Image.Resampling = Image.Resampling.BILINEAR
-    origin: str = ""  # who says so
-
-    def __str__(self) -> str:
-        side, size = self.resize or self.image_size, self.image_size
-        text = f"shorter side resized to {side} px" if self.keep_ratio else f"resized whole to {side} x {side} px"
-        if self.keep_ratio or side > size:
-            text += f", centre crop {size} x {size}"
-        way = f"{self.resample.name.lower()} in {'8 bits' if self.from_files else 'float32'}"
-        return f"{text}, {way}, pixel scale {self.scale}{f', as {self.origin} says' if self.origin else ''}"
-
-    def decoded(self, path) -> np.ndarray:
-        """uint8 (H, W, 3); for `from_files` of the network's size. Raises UserError for a file that is no picture."""
-        picture = read_image(path)
-        if not self.from_files:
-            return np.asarray(picture)
-        side = self.resize or self.image_size
-        sides = (side, side)
-        if self.keep_ratio:  # rounded as torchvision's Resize and CenterCrop do
-            shorter = min(picture.size)
-            picture = _middle(picture, *(min(length, _LONGEST * shorter) for length in picture.size))
-            sides = tuple(int(side * length / shorter) for length in picture.size)
-        return np.asarray(_middle(picture.resize(sides, self.resample), self.image_size, self.image_size))
-
-    def images(self, pixels: np.ndarray):
-        """What `decoded` gave as the network's input, (1, 3, S, S)."""
-        split = InMemory(pixels.transpose(2, 0, 1)[None], np.zeros(1, np.int64))
-        return next(split.stream([([0], None)], self.image_size, scale=self.scale))[0]
-
-
-def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return picture.crop((left, top, left + width, top + height))
-
-
-def preparation(weights: Weights, image_size: int) -> Preparation:
-    """How pictures are prepared for `weights` of `model_from_file`; UserError for a size that leaves no crop."""
-    recipe, pictures = weights.metadata.get("recipe", {}), weights.pictures
-    found = Preparation(image_size, recipe.get("dataset", "imagenet") in FROM_FILES, pictures["scale"])
-    if "resize" in pictures:
-        resize = pictures["resize"]
-        found.resize, found.keep_ratio, found.from_files = resize.side(image_size), resize.keep_ratio, True
-        found.resample, found.origin = Image.Resampling[resize.resample.upper()], resize.origin
-    if found.resize and not image_size <= found.resize <= _LARGEST * image_size:
-        raise UserError(
-            f"{found.origin}: resize {found.resize}: must be 'whole', or the pixels of the shorter side before the "
-            f"crop to {image_size}, from {image_size} to {_LARGEST * image_size}"
-        )
-    return found
-
-
-def resize_option(text: str) -> Resize:
-    """What --resize says; a size that is no number is refused by `preparation`."""
-    if text == "whole":
-        return Resize(origin="--resize")
-    return Resize(int(text) if text.isdecimal() else -1, keep_ratio=True, origin="--resize")
+_DECODERS, _AT_ONCE = 2, 8  # threads, and pictures that are decoded while the network works on the first of them
 
 
 # ---- names of classes
@@ -158,19 +82,15 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("weights", help=WEIGHTS_HELP)
     names = "text file with the name of class 0 in its first line and so on; default: from the weights, or from the "
     parser.add_argument("--class_names", metavar="FILE", help=names + "data set that they were trained on")
-    resize = "'whole', or pixels of the shorter side before a centre crop; default: what the file says"
-    parser.add_argument("--resize", metavar="SIZE", default="", help=resize)
     add_weight_options(parser)
 
 
 def open_weights(options) -> tuple:
     """(model, Weights, Preparation, class names or None) as the options of `add_options` say; prints all of it."""
-    said = chosen_of(options)
-    if options.resize:
-        said["resize"] = resize_option(options.resize)
-    model, weights, report = model_from_file(options.weights, **said)
+    model, weights, report = model_from_file(options.weights, **chosen_of(options))
     config = model.config
-    prepare = preparation(weights, config.image_size)
+    dataset = weights.metadata.get("recipe", {}).get("dataset", "imagenet")
+    prepare = preparation(weights.pictures, dataset, config.image_size)
     names, origin = class_names(weights, config.num_classes, options.class_names)
     say("weights", f"{weights.path}: {report}")
     assumed = {name: value for name, value in weights.assumed.items() if name != "class_order"}  # see "classes"
@@ -210,23 +130,18 @@ def probabilities(model, images) -> np.ndarray:
     return F.softmax(model(images).astype("float32"), axis=-1)[0].numpy()
 
 
-def decoded_ahead(paths: list[Path], prepare: Preparation):
-    """(path, pixels or the UserError) in order; threads decode the next pictures while the network works."""
+def decoded(paths: list[Path], prepare: Preparation):
+    """Yield (path, pixels or the UserError) in order; threads decode the next pictures while the network works."""
+
+    def try_one(path):
+        try:
+            return path, prepare.decoded(path)
+        except UserError as reason:
+            return path, reason
+
     with ThreadPoolExecutor(_DECODERS) as pool:
-        waiting = deque()
-        for path in paths:
-            waiting.append((path, pool.submit(prepare.decoded, path)))
-            if len(waiting) > _AHEAD:
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-
-
-def _finished(path, future):
-    try:
-        return path, future.result()
-    except UserError as reason:
-        return path, reason
+        for start in range(0, len(paths), _AT_ONCE):
+            yield from pool.map(try_one, paths[start : start + _AT_ONCE])
 
 
 def _parser() -> Parser:
@@ -261,12 +176,12 @@ def main(argv=None) -> None:
     failed = len(problems)
     for problem in problems:
         _complain(problem)
-    for path, pixels in decoded_ahead(paths, prepare):
+    for path, pixels in decoded(paths, prepare):
         if isinstance(pixels, UserError):
             _complain(pixels)
             failed += 1
             continue
-        found = probabilities(model, prepare.images(pixels))
+        found = probabilities(model, prepare.images(pixels[None]))
         if not np.isfinite(found).all():
             raise UserError(f"{weights.path}: gives logits that are not finite for {path}; these weights are no use")
         _show(path, found, np.argsort(-found, kind="stable")[:top], names, options.json)

@@ -9,8 +9,9 @@ from safetensors.numpy import save_file
 from weight_files import hugging_face, joint, random_state, turned
 
 from common.errors import UserError
+from common.pixels import Resize
 from models import model_config
-from models.config_files import Resize, read_configs
+from models.config_files import read_configs
 from models.vit import ViT
 from models.weights import assumptions, model_from_file, save_weights
 from reproduce.evaluate import main
@@ -47,7 +48,7 @@ def test_how_pictures_are_prepared(config, resize, scale, tmp_path):
 
 def test_the_side_before_the_crop():
     assert Resize(share=0.9).side(224) == 248 and Resize(share=0.875).side(384) == 438
-    assert Resize(256).side(224) == 256 and Resize().side(224) == 0
+    assert Resize(256).side(224) == 256 and Resize().side(224) == 224
 
 
 @pytest.mark.parametrize(

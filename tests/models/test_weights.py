@@ -1,4 +1,6 @@
+import argparse
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -8,6 +10,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +35,8 @@ from weight_files import (
 )
 
 from common.errors import UserError
+from common.pixels import Resize
 from models import build_model, model_config, state_shapes
-from models.config_files import Resize
 from models.vit import ViT, ViTConfig
 from models.weights import (
     METADATA,
@@ -428,10 +431,28 @@ def test_the_base_model_of_hugging_face_starts_training(tmp_path):
     np.testing.assert_array_equal(model.blocks[2].attn.key.weight.numpy(), STATE["blocks.2.attn.key.weight"])
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
-def test_prefixes_of_wrapped_networks_are_taken_off(prefix, tmp_path):
-    write_torch({prefix + name: value for name, value in turned(joint(STATE)).items()}, tmp_path / "w")
-    np.testing.assert_array_equal(read_weights(tmp_path / "w").arrays["norm.bias"], STATE["norm.bias"])
+@pytest.mark.parametrize("layout", [lambda s: turned(joint(s)), hugging_face, official, transformers_5])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.backbone."])
+def test_prefixes_of_wrapped_networks_are_taken_off_and_named(prefix, layout, tmp_path):
+    write_torch({prefix + name: value for name, value in layout(STATE).items()}, tmp_path / "w")
+    weights = read_weights(tmp_path / "w")
+    assert weights.layout.endswith(f"prefix '{prefix}'") and weights.arrays.keys() == STATE.keys()
+    np.testing.assert_array_equal(weights.arrays["norm.bias"], STATE["norm.bias"])
+    np.testing.assert_array_equal(weights.arrays["head.weight"], STATE["head.weight"])
+
+
+def test_networks_side_by_side_are_named_and_none_is_chosen(tmp_path):
+    both = {prefix + name: value for prefix in ("student.", "teacher.") for name, value in turned(joint(STATE)).items()}
+    write_torch(both, tmp_path / "w")
+    with pytest.raises(UserError, match="several networks, whose names begin with 'student.', 'teacher.'; save one"):
+        read_weights(tmp_path / "w")
+
+
+def test_what_stands_beside_a_wrapped_network_is_not_lost(tmp_path):
+    arrays = {"model." + name: value for name, value in turned(joint(STATE)).items()}
+    write_torch({**arrays, "loss.weight": np.ones(10, np.float32)}, tmp_path / "w")
+    with pytest.raises(UserError, match=r"unexpected loss\.weight"):
+        model_from_file(tmp_path / "w", heads=4)
 
 
 def test_the_network_in_a_training_checkpoint(tmp_path):
@@ -454,6 +475,27 @@ def test_the_network_in_a_training_checkpoint_of_pytorch(tmp_path):
     tensors = {name: torch.from_numpy(value) for name, value in official(STATE).items()}
     torch.save({"state_dict": tensors, "step": 7}, tmp_path / "w")
     np.testing.assert_array_equal(read_weights(tmp_path / "w").arrays["norm.bias"], STATE["norm.bias"])
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        (argparse.Namespace(lr=0.1), r"argparse\.Namespace"),
+        (Path("runs"), r"pathlib\.\w*Path"),
+        (Counter(a=1), r"collections\.Counter"),
+        (functools.partial(print, 1), r"functools\.partial"),
+    ],
+)
+def test_a_class_beside_the_weights_is_named_with_what_to_do(beside, named, new_format, tmp_path):
+    """As MAE and DeiT save their options. Saved alone, as the message says, the same weights are read."""
+    torch = pytest.importorskip("torch", reason="PyTorch is only a test dependency")
+    tensors = {name: torch.from_numpy(value) for name, value in official(STATE).items()}
+    torch.save({"model": tensors, "args": beside}, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UserError, match=rf"asks for {named}, which is code.* save the arrays alone, .*torch\.save\("):
+        read_weights(tmp_path / "w")
+    torch.save(tensors, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    assert read_weights(tmp_path / "w").arrays.keys() == STATE.keys()
 
 
 # ---- bad input
@@ -566,7 +608,7 @@ BIN, NPZ, SAFE = written(write_torch, official(STATE)), written(write_npz, googl
 OLD_BIN, PADDLE = written(write_torch_legacy, official(STATE)), written(write_paddle, joint(STATE))
 HEAD_BIAS = STATE["head.bias"].tobytes()  # behind its count, 10, in an old file
 BAD = {
-    "empty": (b"", "is empty"),
+    "empty": (b"", "no weight file that is known"),
     "text": (b"hello, this is text\n", "no weight file that is known"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "no weight file that is known"),
     "zip cut": (b"PK\x03\x04 and then nothing of a zip", "not a readable .npz"),
@@ -681,6 +723,7 @@ def test_odd_shapes_are_errors(change, reason, tmp_path):
         '{"network": {"heads": 1.5}}', '{"network": {"heads": 7}}', '{"network": {"depth": null}}',
         '{"network": {"layer_norm_epsilon": NaN}}', '{"network": {"layer_norm_epsilon": -1}}',
         '{"network": {"dropout": 1}}', '{"network": {"qkv_bias": 1}}', '{"network": {"made_up": 1}}',
+        '{"recipe": {"scale": []}}', '{"recipe": {"scale": {}}}', '{"recipe": {"scale": "0..255"}}', '{"recipe": []}',
         '{"network": {"dropout": 1e999}}', '{"network": {"heads": %s}}' % ("9" * 5000),
     ],
 )  # fmt: skip
@@ -741,12 +784,12 @@ def test_pickles_inside_npz_are_refused(tmp_path):
 
 
 def test_folders_and_missing_files(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="a folder, not a file"):
         read_weights(tmp_path)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_weights(tmp_path / "none")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="is a device or a pipe"):
+    with pytest.raises(UserError, match="a pipe, a socket or a device"):
         read_weights(tmp_path / "pipe")
 
 

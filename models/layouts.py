@@ -1,0 +1,193 @@
+"""Whose layout the arrays of a weight file have, and the same arrays under the names and in the layouts of our ViT.
+
+A layout is known by its names. Which way round matrices are is known by the container, never by shapes: PyTorch
+(`.bin`, `.safetensors`) writes (out, in), Paddle and Flax write (in, out), as here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class _Layout(NamedTuple):
+    label: str
+    mark: str  # an array that no other layout has
+    blocks: str  # stands before the number of a block
+    told: dict  # ViTConfig fields that whoever has this layout has, too
+
+
+_TOKEN = {"pooling": "token"}
+_CODE = {**_TOKEN, "activation": "gelu"}  # of the projects whose code has no other
+_JOINT_QKV = "blocks.0.attn.qkv.weight"
+_FLAX = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"
+_LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
+    _Layout("this project", "blocks.0.attn.query.weight", "blocks.", _CODE),
+    _Layout("timm", _JOINT_QKV, "blocks.", {}),
+    _Layout("official R-Drop", "encoder.layer.0.attn.query.weight", "encoder.layer.", _CODE),
+    _Layout("Hugging Face", "encoder.layer.0.attention.attention.query.weight", "encoder.layer.", _TOKEN),
+    _Layout("Hugging Face", "layers.0.attention.q_proj.weight", "layers.", _TOKEN),  # transformers 5
+    _Layout("Google", _FLAX, "Transformer.encoderblock_", _CODE),
+)
+_BASES = ("vit.", "transformer.")  # prefix of all but the head, in the layouts of Hugging Face and R-Drop
+_BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, dropped with their head
+_NAMES = {  # layers outside and inside the blocks -> ours
+    # official R-Drop and Hugging Face
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    # official R-Drop
+    "embeddings.patch_embeddings": "patch_embed.proj",
+    "encoder.encoder_norm": "norm",
+    "attention_norm": "norm1",
+    "ffn_norm": "norm2",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.fc2": "mlp.fc2",
+    "attn.out": "attn.proj",
+    # Hugging Face
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "classifier": "head",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.attention.query": "attn.query",
+    "attention.attention.key": "attn.key",
+    "attention.attention.value": "attn.value",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "attention.q_proj": "attn.query",  # from here on transformers 5
+    "attention.k_proj": "attn.key",
+    "attention.v_proj": "attn.value",
+    "attention.o_proj": "attn.proj",
+    # Google
+    "cls": "cls_token",
+    "Transformer.posembed_input.pos_embedding": "pos_embed",
+    "embedding": "patch_embed.proj",
+    "Transformer.encoder_norm": "norm",
+    "LayerNorm_0": "norm1",
+    "LayerNorm_2": "norm2",
+    "MultiHeadDotProductAttention_1.query": "attn.query",
+    "MultiHeadDotProductAttention_1.key": "attn.key",
+    "MultiHeadDotProductAttention_1.value": "attn.value",
+    "MultiHeadDotProductAttention_1.out": "attn.proj",
+    "MlpBlock_3.Dense_0": "mlp.fc1",
+    "MlpBlock_3.Dense_1": "mlp.fc2",
+}
+
+
+def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict] | None:
+    """(label, our arrays, names of a layer before the head, told fields), or None when no layout is recognised.
+
+    What no layout knows keeps its name. Raises ValueError when matrices are the other way round than the container
+    has them, do not fit each other, or when two networks are in the file.
+    """
+    layout, prefix = _layout_of(arrays)
+    if layout is None:
+        return None
+    label, told = layout.label, dict(layout.told)
+    base = next((base for base in _BASES if prefix.endswith(base)), "")
+    wrapper = prefix.removesuffix(base)
+    if wrapper:
+        label += f", prefix {wrapper!r:.40}"
+    arrays = _with_names(arrays, lambda name: name.removeprefix(wrapper).removeprefix(base))
+    left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
+    arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
+    if layout.mark == _FLAX:
+        told["heads"] = arrays[_FLAX].shape[0]
+        arrays = _without_flax_shapes(arrays)
+    arrays = _with_names(arrays, lambda name: _our_name(name, layout.blocks))
+    if layout.mark != _JOINT_QKV:
+        return label, arrays, left_out, told
+    arrays = _split_qkv(arrays)
+    if container == "pdparams":
+        label, told = label.replace("timm", "PaddleClas"), dict(_CODE)
+    fc1 = arrays.get("blocks.7.mlp.fc1.weight")
+    if fc1 is not None and fc1.shape == (768, 2304) and "blocks.8.mlp.fc1.weight" not in arrays:
+        # timm's vit_small_p16_224 of 2020 divides scores by the root of 768, not of its 96 features a head; so
+        # does PaddleClas's ViT_small. The query matrices take up the difference.
+        label, told = f"{label} ViT_small", {**_CODE, "heads": 8, "layer_norm_epsilon": 1e-5}
+        factor = np.float32((96 / 768) ** 0.5)
+        arrays = {name: value * factor if ".attn.query." in name else value for name, value in arrays.items()}
+    return label, arrays, left_out, told
+
+
+def _layout_of(arrays: Arrays) -> tuple[_Layout | None, str]:
+    """The layout, and what stands before its names in a wrapped network, as `module.` of PyTorch's parallel ones."""
+    for layout in _LAYOUTS:
+        if layout.mark in arrays:
+            return layout, ""
+        prefixes = [name.removesuffix(layout.mark) for name in arrays if name.endswith(f".{layout.mark}")]
+        if len(prefixes) > 1:
+            listed = ", ".join(f"{prefix!r:.40}" for prefix in prefixes[:5])
+            raise ValueError(f"holds several networks, whose names begin with {listed}; save one alone")
+        if prefixes:
+            return layout, prefixes[0]
+    return None, ""
+
+
+def _with_names(arrays: Arrays, rename) -> Arrays:
+    found = {rename(name): value for name, value in arrays.items()}
+    if len(found) < len(arrays):
+        raise ValueError("two of its arrays are for the same place")
+    return found
+
+
+def _our_name(name: str, blocks: str) -> str:
+    layer, _, kind = name.rpartition(".")
+    number, _, part = layer.removeprefix(blocks).partition(".")
+    if layer.startswith(blocks) and part:
+        return f"blocks.{number}.{_NAMES.get(part, part)}.{kind}"
+    if name in _NAMES:
+        return _NAMES[name]
+    return f"{_NAMES[layer]}.{kind}" if layer in _NAMES else name
+
+
+def _as_in_out(container: str, arrays: Arrays) -> Arrays:
+    """Every matrix as (in, out). Its bias, or the three outputs an input of a joint qkv, tells when that is wrong."""
+    turned = dict(arrays)
+    for name, value in arrays.items():
+        if value.ndim != 2 or not name.endswith((".weight", "/kernel")):
+            continue
+        turned[name] = value.T if container in ("torch", "safetensors") else value
+        bias = arrays.get(name[: -len("weight")] + "bias")
+        outputs = bias.size if bias is not None else 3 * min(value.shape) if ".qkv." in name else turned[name].shape[1]
+        if turned[name].shape[1] != outputs == turned[name].shape[0]:
+            raise ValueError(
+                f"transposed kernels: {name} is {value.shape}, the other way round than a {container} file has it"
+            )
+    return turned
+
+
+def _split_qkv(arrays: Arrays) -> Arrays:
+    """Query, key and value, which timm has in one layer, as three."""
+    found = {}
+    for name, value in arrays.items():
+        if ".attn.qkv." in name:
+            for part, piece in zip(("query", "key", "value"), np.split(value, 3, axis=-1), strict=True):
+                found[name.replace("qkv", part)] = piece
+        else:
+            found[name] = value
+    return found
+
+
+def _without_flax_shapes(arrays: Arrays) -> Arrays:
+    """Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches."""
+    if arrays[_FLAX].ndim != 2:
+        raise ValueError(f"{_FLAX} is {arrays[_FLAX].shape}, not (heads, features)")
+    heads, features = arrays[_FLAX].shape
+    width = heads * features
+    kinds = {"kernel": "weight", "scale": "weight"}
+    found = {}
+    for name, value in arrays.items():
+        layer, _, kind = name.replace("/", ".").rpartition(".")
+        if "MultiHeadDotProductAttention_1" in layer and kind == "kernel":
+            if value.shape != ((heads, features, width) if layer.endswith(".out") else (width, heads, features)):
+                raise ValueError(f"transposed kernels: {name} is {value.shape}, for a width of {width}")
+            value = value.reshape(width, width)
+        elif "MultiHeadDotProductAttention_1" in layer:
+            value = value.reshape(width)
+        elif name == "embedding/kernel":
+            value = value.transpose(3, 2, 0, 1)
+        found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value
+    return found
