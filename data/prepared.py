@@ -1,5 +1,6 @@
 """How a picture becomes the input of a network that others trained: its own resize, centre crop and pixel scale."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from data import FROM_FILES
 from data.folders import ImageFiles, read_image
 from data.in_memory import InMemory
 
+_WHOLE = Resize()
 _LARGEST = 4  # times the network's image size that a picture is resized to before the crop
 _LONGEST = 16  # times the shorter side of a picture; what is further from the middle is cut off before resizing
 
@@ -24,7 +26,7 @@ class Preparation:
 
     image_size: int
     scale: str = "-1..1"  # what pixel values become: a name of common.pixels.SCALES
-    resize: Resize = Resize()
+    resize: Resize = _WHOLE
     from_files: bool = True  # resized in 8 bits by Pillow; otherwise in float32, as CIFAR and digits are in memory
 
     def __str__(self) -> str:
@@ -82,9 +84,17 @@ class PreparedFiles:
     def stream(self, requests, image_size: int, workers: int = 0, scale: str = "-1..1") -> Iterator[tuple]:
         """As `ImageFiles.stream` for the size and the scale of `prepare`; the decoding is in `workers` threads."""
         with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = deque()
             for indices, _ in requests:
-                pixels = list(pool.map(self.prepare.decoded, [self.files.paths[i] for i in indices]))
-                yield self.prepare.images(np.stack(pixels)), paddle.to_tensor(self.files.labels[indices])
+                paths = [self.files.paths[i] for i in indices]
+                waiting.append((pool.map(self.prepare.decoded, paths), self.files.labels[indices]))
+                if len(waiting) > 1:  # the next batch is decoded while the network works on this one
+                    yield self._batch(*waiting.popleft())
+            while waiting:
+                yield self._batch(*waiting.popleft())
+
+    def _batch(self, pixels, labels) -> tuple:
+        return self.prepare.images(np.stack(list(pixels))), paddle.to_tensor(labels)
 
 
 def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
@@ -97,7 +107,7 @@ def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
     Raises:
         UserError: a size that leaves no crop.
     """
-    resize = pictures.get("resize", Resize())
+    resize = pictures.get("resize", _WHOLE)
     if not image_size <= resize.side(image_size) <= _LARGEST * image_size:
         raise UserError(
             f"{resize.origin}: resize {resize.pixels}: must be 'whole', or the pixels of the shorter side before the "

@@ -15,8 +15,8 @@ from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
 Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed here
 
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
-_SEEN_IN_THE_ARRAYS = "patch_size embed_dim depth mlp_ratio qkv_bias class_token fc_norm num_classes in_chans init_values"
-_HARMLESS = "img_size dynamic_img_size drop_rate drop_path_rate weight_init"
+_SEEN_IN_THE_ARRAYS = "patch_size embed_dim depth mlp_ratio qkv_bias class_token fc_norm num_classes in_chans"
+_HARMLESS = "init_values img_size dynamic_img_size drop_rate drop_path_rate weight_init"
 _MODEL_ARGS = ("global_pool", "act_layer", "num_heads", *_SEEN_IN_THE_ARRAYS.split(), *_HARMLESS.split())
 
 

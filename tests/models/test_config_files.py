@@ -16,7 +16,7 @@ from models.vit import ViT
 from models.weights import assumptions, model_from_file, save_weights
 from reproduce.evaluate import main
 
-DIGITS = model_config("ViT-digits", 10, 8)
+DIGITS = model_config("ViT-digits", 10, 8, depth=2)
 TIMM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "interpolation": "bicubic", "crop_pct": 0.9}
 VIT = {"size": {"height": 224, "width": 224}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 OF_PICTURES = "preprocessor_config.json"
@@ -113,7 +113,7 @@ def logits(model):
 
 
 def expected_logits(**fields):
-    config = model_config("ViT-digits", 10, 8, **fields)
+    config = model_config("ViT-digits", 10, 8, depth=2, **fields)
     model = ViT(config)
     state = model.state_dict()
     for name, value in random_state(DIGITS).items():

@@ -4,6 +4,7 @@ Every writer takes (state, config, path): numpy arrays under our names, matrices
 """
 
 import dataclasses
+import functools
 import json
 import pickle
 import zipfile
@@ -19,6 +20,11 @@ TIED = ("query", "key", "value")
 
 
 def random_state(config, seed=0) -> dict[str, np.ndarray]:
+    return dict(_random_state(config, seed))
+
+
+@functools.cache
+def _random_state(config, seed) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {name: rng.normal(0, 0.2, shape).astype("float32") for name, shape in state_shapes(config).items()}
 

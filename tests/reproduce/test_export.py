@@ -13,12 +13,13 @@ from paddle import inference
 from PIL import Image
 
 from common.errors import UserError
+from data.prepared import Preparation
 from models import build_model
 from models.weights import model_from_file, save_weights
 from reproduce import ROOT, export
 from reproduce.cli import run_command
 from reproduce.export import default_output, largest_difference, main, require_whole, save_inference_model, whole_folder
-from reproduce.predict import Preparation, open_weights, probabilities
+from reproduce.predict import open_weights, probabilities
 
 FILES = ["description.json", "inference.json", "inference.pdiparams"]
 
@@ -83,7 +84,7 @@ def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_pat
     images = ((pixels - said["input"]["mean"]) / said["input"]["std"]).astype(np.float32).transpose(2, 0, 1)[None]
     logits = run_exported(output, images)[0]
     prepare = Preparation(side)
-    expected = probabilities(model, prepare.images(prepare.decoded(tmp_path / "photo.png")))
+    expected = probabilities(model, prepare.images(prepare.decoded(tmp_path / "photo.png")[None]))
     np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(), expected, rtol=1e-4)
 
 
@@ -96,42 +97,27 @@ def test_other_poolings_and_activations_are_exported(weights, tmp_path):
         np.testing.assert_allclose(run_exported(output, images), model(paddle.to_tensor(images)).numpy(), atol=1e-5)
 
 
-def test_an_export_is_replaced_only_when_asked_and_only_by_a_good_one(weights, tmp_path):
+def test_nothing_is_ever_replaced(weights, tmp_path):
+    """Neither an earlier export, nor a folder of other things, a file or a device."""
     output = tmp_path / "served"
     main([str(weights), "--output", str(output)])
     before = content(output)
-    other = write_weights(tmp_path / "other.pdparams", seed=1)
-    with pytest.raises(UserError, match=r"exists already.*--overwrite"):
-        main([str(other), "--output", str(output)])
-    broken = write_weights(tmp_path / "overflow.pdparams", overflow=True)
-    with pytest.raises(UserError, match="not finite"):
-        main([str(broken), "--output", str(output), "--overwrite"])
-    assert content(output) == before
-    main([str(other), "--output", str(output), "--overwrite"])
-    after = content(output)
-    assert after["inference.pdiparams"] != before["inference.pdiparams"]
-    assert json.loads(after["description.json"])["source"]["file"] == "other.pdparams"
-    assert names(tmp_path) == ["best.pdparams", "other.pdparams", "overflow.pdparams", "served"]
-
-
-def test_only_an_export_is_ever_replaced(weights, tmp_path):
     thesis = tmp_path / "mine" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("five years")
-    with pytest.raises(UserError, match=r"also holds thesis\.tex"):
-        main([str(weights), "--output", str(thesis.parent), "--overwrite"])
-    with pytest.raises(UserError, match="is no folder"):
-        main([str(weights), "--output", str(thesis), "--overwrite"])
-    assert thesis.read_text() == "five years"
+    for path in (output, thesis.parent, thesis, "/dev/null"):
+        with pytest.raises(UserError, match=f"^{path}: exists already; remove it, or give another --output"):
+            main([str(weights), "--output", str(path)])
+    assert content(output) == before and thesis.read_text() == "five years"
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "served"
-    with pytest.raises(UserError, match="also holds notes"), whole_folder(path, overwrite=True) as folder:
+    with pytest.raises(UserError, match="exists already"), whole_folder(path) as folder:
         (folder / "inference.json").write_text("{}")
         path.mkdir()
-        (path / "notes").touch()
-    assert names(path) == ["notes"] and names(tmp_path) == ["served"]
+    assert names(path) == [] and names(tmp_path) == ["served"]
 
 
 def test_bad_weights_leave_nothing_behind(tmp_path):
@@ -191,12 +177,6 @@ def test_the_default_folder_is_named_after_the_run():
     assert default_output("checkpoints/digits-seed42/best.pdparams") == exported / "digits-seed42"
     assert default_output("checkpoints/digits-seed42/last.pdparams") == exported / "digits-seed42"
     assert default_output("checkpoints/pretrained/ViT-B_16.npz") == exported / "ViT-B_16"
-
-
-def test_a_device_is_not_replaced_by_a_folder(weights):
-    with pytest.raises(UserError, match=r"^/dev/null: is no folder"):
-        main([str(weights), "--output", "/dev/null", "--overwrite"])
-    assert Path("/dev/null").is_char_device()
 
 
 def test_the_hash_is_that_of_the_file_that_was_read(weights, tmp_path, monkeypatch):

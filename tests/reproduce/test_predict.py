@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -13,13 +12,15 @@ from PIL import Image
 
 import data
 from common.errors import UserError
+from common.pixels import Resize
 from data import load_dataset
 from data.folders import ImageFiles
+from data.prepared import Preparation, preparation, resize_option
 from models import build_model
-from models.config_files import Resize
 from models.weights import Weights, model_from_file, save_weights
 from reproduce.evaluate import evaluate
-from reproduce.predict import Preparation, class_names, main, preparation, resize_option
+from reproduce.evaluate import main as evaluate_main
+from reproduce.predict import class_names, main
 
 SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other pixels
 DIGITS = {"recipe": {"dataset": "digits"}}
@@ -189,29 +190,28 @@ def test_other_bad_input(weights, pictures, tmp_path):
 # ---- how pictures are prepared
 
 
-def of_file(scale="-1..1", **more) -> Weights:
-    return Weights(Path("w.safetensors"), "timm", {}, {}, pictures={"scale": scale, **more})
-
-
 def test_our_own_weights_are_prepared_as_in_their_evaluation():
     for dataset, from_files in (("digits", False), ("cifar100", False), ("imagenet", True), ("images", True)):
-        weights = of_file("imagenet")
-        weights.metadata = {"recipe": {"dataset": dataset}}
-        assert preparation(weights, 224) == Preparation(224, from_files, "imagenet")
+        found = preparation({"scale": "imagenet"}, dataset, 224)
+        assert found == Preparation(224, "imagenet", Resize(), from_files)
 
 
 def test_foreign_weights_are_prepared_as_is_said_of_them():
-    found = preparation(of_file("imagenet", resize=Resize(256, 1.0, True, "bicubic", "config.json")), 224)
-    assert (found.resize, found.keep_ratio, found.scale, found.from_files) == (256, True, "imagenet", True)
-    assert found.resample == Image.Resampling.BICUBIC and "as config.json says" in str(found)
-    found = preparation(of_file(resize=Resize(share=0.875, keep_ratio=True)), 384)
-    assert found.resize == 438 and "shorter side resized to 438 px, centre crop 384 x 384" in str(found)
+    resize = Resize(256, 1.0, True, "bicubic", "config.json")
+    found = preparation({"scale": "imagenet", "resize": resize}, "digits", 224)
+    assert found == Preparation(224, "imagenet", resize, from_files=True)
+    assert str(found) == (
+        "shorter side resized to 256 px, centre crop 224 x 224, bicubic in 8 bits, pixel scale imagenet, "
+        "as config.json says"
+    )
+    found = preparation({"scale": "-1..1", "resize": Resize(share=0.875, keep_ratio=True)}, "imagenet", 384)
+    assert "shorter side resized to 438 px, centre crop 384 x 384" in str(found)
 
 
 @pytest.mark.parametrize("resize", ["223", "897", "-5", "1e3", "²", "all"])
 def test_a_size_that_leaves_no_crop_is_refused(resize):
     with pytest.raises(UserError, match=r"^--resize: resize .*: must be 'whole', or the pixels"):
-        preparation(of_file(resize=resize_option(resize)), 224)
+        preparation({"scale": "-1..1", "resize": resize_option(resize)}, "imagenet", 224)
 
 
 def test_the_crop_is_the_middle_of_the_picture_resized(tmp_path):
@@ -219,11 +219,55 @@ def test_the_crop_is_the_middle_of_the_picture_resized(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 101, 3), np.uint8)
     picture = Image.fromarray(noise)
     picture.save(tmp_path / "wide.png")
-    found = Preparation(28, resize=32, keep_ratio=True).decoded(tmp_path / "wide.png")
+    found = Preparation(28, resize=Resize(32, keep_ratio=True)).decoded(tmp_path / "wide.png")
     by_hand = np.asarray(picture.resize((53, 32), Image.Resampling.BILINEAR))[2:30, 12:40]
     np.testing.assert_array_equal(found, by_hand)
     Image.new("RGB", (20_000, 1)).save(tmp_path / "line.png")
-    assert Preparation(224, resize=256, keep_ratio=True).decoded(tmp_path / "line.png").shape == (224, 224, 3)
+    found = Preparation(224, resize=Resize(256, keep_ratio=True)).decoded(tmp_path / "line.png")
+    assert found.shape == (224, 224, 3)
+
+
+@pytest.fixture
+def classes_of_pictures(tmp_path, pictures):
+    """train/ and val/ with ten classes; each class in val/ has one picture, 50 x 70 pixels or larger."""
+    for label in range(10):
+        for part in ("train", "val"):
+            folder = tmp_path / "classes" / part / f"c{label}"
+            folder.mkdir(parents=True)
+            noise = np.random.default_rng(label).integers(0, 256, (50 + label, 70 - label, 3), np.uint8)
+            Image.fromarray(noise).save(folder / "one.png")
+    return tmp_path / "classes"
+
+
+@pytest.mark.parametrize("how", ["option", "timm's config", "nothing"])
+def test_an_evaluation_of_picture_folders_sees_what_prediction_sees(how, classes_of_pictures, tmp_path, capsys):
+    """For weights from elsewhere; squashed pictures give another NLL."""
+    path = write_weights(tmp_path / "w" / "w.pdparams", {})
+    options = ["--resize", "15"] if how == "option" else []
+    if how == "timm's config":
+        config = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.8}
+        (path.parent / "config.json").write_text(json.dumps({"pretrained_cfg": config}))
+    of_folder = ["--dataset", "imagenet", "--data_dir", str(classes_of_pictures), "--workers", "1", "--batch_size", "4"]
+    evaluate_main([str(path), *of_folder, *options])
+    shown = capsys.readouterr().out
+    how_prepared = "resized whole to 12 x 12 px" if how == "nothing" else "shorter side resized to 15 px, centre crop"
+    assert how_prepared in shown and ("resize whole" in shown) == (how == "nothing")
+    files = sorted(map(str, classes_of_pictures.glob("val/*/one.png")))
+    main([str(path), *files, "--top", "10", "--json", *options])
+    rows = [json.loads(line)["top"] for line in capsys.readouterr().out.splitlines()]
+    nll = [-np.log(next(e["probability"] for e in top if e["class"] == label)) for label, top in enumerate(rows)]
+    found = json.loads(shown.splitlines()[-1])
+    assert found["total"] == 10 and found["nll"] == pytest.approx(np.mean(nll), abs=1e-5)
+    evaluate_main([str(path), *of_folder, "--resize", "whole"])
+    squashed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (squashed["nll"] == pytest.approx(found["nll"], abs=1e-5)) == (how == "nothing")
+
+
+def test_a_crop_of_pictures_in_memory_is_refused(weights):
+    with pytest.raises(UserError, match=r"^--resize: the images of digits are small and resized whole"):
+        evaluate_main([str(weights), "--resize", "15"])
+    with pytest.raises(UserError, match=r"^--resize: resize 11: must be 'whole', or the pixels"):
+        main([str(weights), "none.png", "--resize", "11"])
 
 
 def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, pictures, capsys):
