@@ -182,12 +182,6 @@ class ResNet(nn.Layer):
         """What is evaluated, by name: this network."""
         return {"": self}
 
-    def use_recompute(self) -> None:
-        raise ValueError("only a ViT can compute its blocks twice: batch norm would count the images twice")
-
-    def fuse_attention(self) -> None:
-        raise ValueError(f"{self.config.network} has no attention")
-
 
 def dense(inputs: int, outputs: int) -> nn.Linear:
     """A dense layer that starts uniform in ±1/sqrt(inputs), its bias at 0, as in PaddleClas."""

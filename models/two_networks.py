@@ -41,11 +41,11 @@ class TwoNetworks(nn.Layer):
         return {"": self, "first": self.first, "second": self.second}
 
     def use_recompute(self) -> None:
-        """As `ViT.use_recompute`; ValueError where one of the two cannot."""
+        """As `ViT.use_recompute`; only for two ViTs."""
         self.first.use_recompute()
         self.second.use_recompute()
 
     def fuse_attention(self) -> None:
-        """As `ViT.fuse_attention`; ValueError where one of the two cannot."""
+        """As `ViT.fuse_attention`; only for two ViTs."""
         self.first.fuse_attention()
         self.second.fuse_attention()

@@ -325,16 +325,7 @@ def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     if old * old != embedding.shape[1] - 1:
         raise ValueError(f"a position embedding of {embedding.shape[1]} tokens is no square grid and a class token")
     grid = embedding[0, 1:].reshape(old, old, -1)
-    lines = _linear_interpolation(old, new)
+    at = np.linspace(0, old - 1, new)
+    lines = np.stack([np.interp(at, np.arange(old), unit) for unit in np.eye(old)], axis=1)  # (new, old)
     grid = np.einsum("io,jp,opd->ijd", lines, lines, grid, optimize=True)
     return np.concatenate([embedding[:, :1], grid.reshape(1, new * new, -1)], axis=1).astype(np.float32)
-
-
-def _linear_interpolation(old: int, new: int) -> np.ndarray:
-    """(new, old) matrix that interpolates `old` samples at `new` evenly spaced points, ends included."""
-    at = np.linspace(0, old - 1, new) if new > 1 else np.zeros(1)
-    low = np.minimum(np.floor(at).astype(int), max(0, old - 2))
-    matrix = np.zeros((new, old))
-    matrix[np.arange(new), low] = 1 - (at - low)
-    matrix[np.arange(new), np.minimum(low + 1, old - 1)] += at - low
-    return matrix
