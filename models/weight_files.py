@@ -28,7 +28,6 @@ _SEAL = b"SHA-256:"  # behind the pickle of our own files, then the digest of al
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it to every state dict
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that old torch files begin with
 _NETWORKS = ("model", "state_dict", "model_state_dict", "module", "ema", "model_ema", "state_dict_ema")
-_MOST_ENTRIES = 100  # of a training checkpoint beside the network
 _BFLOAT16 = "bfloat16"
 _SAFETENSORS_KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": _BFLOAT16, "I64": "<i8", "I32": "<i4"}
 _TORCH_KINDS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": _BFLOAT16}
@@ -93,8 +92,6 @@ def _check_seal(path, file) -> None:
 
 def _entry_of_network(path, entries: dict, chosen: str) -> str:
     """Training checkpoints hold the network as one table among others: its name; "" when `entries` is the network."""
-    if not chosen and (len(entries) > _MOST_ENTRIES or _has_arrays(entries)):
-        return ""
     tables = [name for name, value in entries.items() if isinstance(value, dict) and _has_arrays(value)]
     if chosen and chosen not in tables:
         raise UserError(f"{path}: has no network called {chosen!r}; it has {_listed(tables) or 'one without a name'}")

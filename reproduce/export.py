@@ -155,7 +155,7 @@ def main(argv=None) -> None:
         (folder / "description.json").write_text(text + "\n", "utf-8")
         save_inference_model(model, folder)
         difference = largest_difference(model, folder)
-        say("check", f"logits of random images differ by up to {difference:.1e} (allowed {_TOLERANCE:.0e}), on the CPU")
+        say("check", f"logits differ by up to {difference:.1e} (allowed {_TOLERANCE:.0e}) on random images, CPU")
         if not difference <= _TOLERANCE:  # also when it is not a number
             raise UserError(f"the exported files give other logits, by up to {difference:.1e}; {_REMOVED}")
     say("written", f"{output}: {', '.join(_FILES)}")

@@ -78,18 +78,14 @@ def test_every_layout_evaluates_to_the_same_figures_at_full_size(folder_of_100_c
     assert results[True, "own"] != results[False, "own"]
 
 
-def test_bad_files_end_the_command_with_one_line(command, tmp_path):
+def test_a_bad_file_ends_the_command_with_one_line(command, tmp_path):
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
-    for content, reason in (
-        (pickle.dumps({"head.bias": Evil()}), "posix.system"),
-        (b"\xff\xff\xff\xff\0\0\0\0{}", "not a readable .safetensors"),
-    ):
-        path = tmp_path / "w.pdparams"
-        path.write_bytes(content)
-        assert_user_error(command("reproduce.evaluate", path), str(path), reason)
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(pickle.dumps({"head.bias": Evil()}))
+    assert_user_error(command("reproduce.evaluate", path), str(path), "posix.system", "save the arrays alone")
     assert not (tmp_path / "ran").exists()
 
 

@@ -462,6 +462,8 @@ def test_the_network_in_a_training_checkpoint(tmp_path):
     weights = read_weights(path)
     assert weights.layout == "PaddleClas, entry 'model'"
     np.testing.assert_array_equal(weights.arrays["norm.bias"], STATE["norm.bias"])
+    path.write_bytes(pickle.dumps({**checkpoint, "best_accuracy": np.array(0.9)}))  # an array beside the network
+    assert read_weights(path).layout == "PaddleClas, entry 'model'"
     path.write_bytes(pickle.dumps({**checkpoint, "model_ema": joint(other)}))
     with pytest.raises(UserError, match="holds several networks: 'model', 'model_ema'; say --entry NAME"):
         read_weights(path)

@@ -68,11 +68,10 @@ def check_against(expected, rows):
         assert sum(found.values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_probabilities_are_those_of_the_evaluation(command, weights, pictures):
+def test_probabilities_are_those_of_the_evaluation(weights, pictures, capsys):
     (pictures / "photo.JPG").unlink()
-    done = command("reproduce.predict", weights, pictures, "--top", 10, "--json")
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    main([str(weights), str(pictures), "--top", "10", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == [str(pictures / f"{i}.png") for i in range(9)]
     assert all(entry["name"] == str(entry["class"]) for row in rows for entry in row["top"])
     assert np.ptp([row["top"][0]["probability"] for row in rows]) > 1e-3  # else one that sees nothing would pass
