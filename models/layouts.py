@@ -16,6 +16,7 @@ class _Layout(NamedTuple):
     mark: str  # an array that no other layout has
     blocks: str  # stands before the number of a block
     told: dict  # ViTConfig fields that whoever has this layout has, too
+    base: str = ""  # stands before all names but those of the head
 
 
 _TOKEN = {"pooling": "token"}
@@ -25,12 +26,11 @@ _FLAX = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"
 _LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
     _Layout("this project", "blocks.0.attn.query.weight", "blocks.", _CODE),
     _Layout("timm", _JOINT_QKV, "blocks.", {}),
-    _Layout("official R-Drop", "encoder.layer.0.attn.query.weight", "encoder.layer.", _CODE),
-    _Layout("Hugging Face", "encoder.layer.0.attention.attention.query.weight", "encoder.layer.", _TOKEN),
-    _Layout("Hugging Face", "layers.0.attention.q_proj.weight", "layers.", _TOKEN),  # transformers 5
+    _Layout("official R-Drop", "encoder.layer.0.attn.query.weight", "encoder.layer.", _CODE, "transformer."),
+    _Layout("Hugging Face", "encoder.layer.0.attention.attention.query.weight", "encoder.layer.", _TOKEN, "vit."),
+    _Layout("Hugging Face", "layers.0.attention.q_proj.weight", "layers.", _TOKEN, "vit."),  # transformers 5
     _Layout("Google", _FLAX, "Transformer.encoderblock_", _CODE),
 )
-_BASES = ("vit.", "transformer.")  # prefix of all but the head, in the layouts of Hugging Face and R-Drop
 _BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, dropped with their head
 _NAMES = {  # layers outside and inside the blocks -> ours
     # official R-Drop and Hugging Face
@@ -86,11 +86,10 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     if layout is None:
         return None
     label, told = layout.label, dict(layout.told)
-    base = next((base for base in _BASES if prefix.endswith(base)), "")
-    wrapper = prefix.removesuffix(base)
+    wrapper = prefix.removesuffix(layout.base)
     if wrapper:
         label += f", prefix {wrapper!r:.40}"
-    arrays = _with_names(arrays, lambda name: name.removeprefix(wrapper).removeprefix(base))
+    arrays = _with_names(arrays, lambda name: name.removeprefix(wrapper).removeprefix(layout.base))
     left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
     arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
     if layout.mark == _FLAX:
