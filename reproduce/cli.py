@@ -84,8 +84,8 @@ def command_to_continue() -> str:
     script = "bash run_train.sh"
     if Path(sys.argv[0]).stem == "study":
         script += " --study"
-    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER")
-    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    names = [name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER") if name in os.environ]
+    variables = [f"{name}={os.environ[name]}" for name in names]
     return " ".join([*variables, script, shlex.join(arguments)])
 
 
@@ -148,15 +148,20 @@ def has_gpu() -> bool:
     return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
 
 
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return paddle.get_device().startswith("gpu")
+
+
 def choose_device(wish: str) -> str:
     """Set Paddle's device to `wish` (auto, cpu, gpu) and return its name, such as "cpu" or "gpu:0"."""
     if wish == "gpu" and not has_gpu():
         build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
         raise UserError(f"--device gpu: {build}; use --device cpu, or see docs/cluster.md on the GPU build")
-    on_gpu = wish != "cpu" and has_gpu()
-    if on_gpu and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
+    device = "gpu" if wish != "cpu" and has_gpu() else "cpu"
+    if device == "gpu" and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
-    paddle.set_device("gpu" if on_gpu else "cpu")
+    paddle.set_device(device)
     return paddle.get_device()
 
 

@@ -6,6 +6,7 @@
 prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -25,10 +26,12 @@ from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.rdrop import log_softmax
+from reproduce.recipes import Recipe, what_is_wrong
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
 _CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
+_READ = (*_CHOICE, "dataset", "eval_batch_size")  # of the recipe in a weight file
 
 
 class Evaluation(NamedTuple):
@@ -310,17 +313,13 @@ def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
     return assumed
 
 
-def _recipe_of(weights) -> dict:
+def _recipe_of(weights: Weights) -> dict:
     """What the metadata of our own files says about data; it comes from outside, so it is checked."""
     recipe = weights.metadata.get("recipe", {})
-    counts = ("train_per_class", "validation_per_class", "split_seed", "eval_batch_size")
-    share = recipe.get("validation_share", 0.0)
-    wrong = [k for k in counts if type(recipe.get(k, 1)) is not int or recipe.get(k, 1) < (k == "eval_batch_size")]
-    wrong += ["validation_share"] if type(share) not in (int, float) or not 0 <= share < 1 else []
-    wrong += ["scale"] if recipe.get("scale", "-1..1") not in tuple(SCALES) else []
-    wrong += ["dataset"] if recipe.get("dataset") not in (None, *CLASSES) else []
-    if wrong:
-        raise UserError(f"{weights.path}: its metadata has {wrong[0]} {recipe[wrong[0]]!r:.40}; get the file again")
+    read = [field for field in dataclasses.fields(Recipe) if field.name in recipe and field.name in _READ]
+    for field in read:
+        if wrong := what_is_wrong(field, recipe[field.name]):
+            raise UserError(f"{weights.path}: its metadata has {field.name} {recipe[field.name]!r:.40}: {wrong}")
     return recipe
 
 

@@ -13,8 +13,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import paddle
-
 from common.errors import UserError
 from common.lock import locked
 from data import dataset_sizes, load_dataset
@@ -27,21 +25,9 @@ from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
 # folders of logs/ and checkpoints/ that hold others
-_NO_RUNS = (
-    "evidence",
-    "study",
-    "growth_stages",
-    "alignment",
-    "bench",
-    "published",
-    "reliability",
-    "tuning",
-    "gpu_check",
-    "pretrained",
-    "exported",
-)
+_NO_RUNS = ("evidence", "study", "tuning", "growth_stages", "alignment", "bench", "published", "reliability")
+_NO_RUNS += ("gpu_check", "pretrained", "exported")
 _LONGEST_NAME = 200  # of a run; file systems end at 255, and a lock has a longer one
-_SLOW_SECONDS = 3600  # from here on a run on a CPU is started with a warning
 _LARGE_FLOPS = 1e14  # from here on it is worth a moment to measure how fast this CPU is
 
 
@@ -82,11 +68,11 @@ def prepare(description: str):
         raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
     device = choose_device("cpu" if options.gpu else recipe.device)
     planned = _settle(job, device, options.gpu, elsewhere=options.dry_run or options.fetch_only)
-    if options.dry_run:
-        _print_plan(job, planned)
-        sys.exit(0)
     if options.fetch_only:
         _fetch(job.recipe)
+    elif options.dry_run:
+        _print_plan(job, planned)
+    if options.fetch_only or options.dry_run:
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
@@ -130,21 +116,21 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
 
     `elsewhere`: the run will not be computed here, so this machine need not be able to.
     """
-    recipe, gpu = job.recipe, None
+    wished, gpu = job.recipe, None
     if gpu_text:
         gpu, device = plan.gpu_named(gpu_text), f"as on {gpu_text}"
     elif device != "cpu":
         gpu = plan.gpu_here()
-    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
-    recipe = plan.with_epochs(recipe, sizes)
+    sizes = dataset_sizes(wished.dataset, wished.data_dir, **wished.split())
+    recipe = plan.with_epochs(wished, sizes)
     config = recipe.network(sizes.classes)
     if recipe.precision == "auto":
-        recipe = dataclasses.replace(recipe, precision=_recorded(job, "precision") or "auto")
-    wished = job.recipe
+        recipe = dataclasses.replace(recipe, precision=_precision_on_record(job))
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
     if not elsewhere:
         _check_precision(recipe.precision, gpu)
-    _check_batch_norm(recipe, config)
+    if has_batch_norm(config):
+        _check_batch_norm(recipe)
     job.fused = recipe.precision != "fp32" and gpu is not None and gpu.fused and not has_batch_norm(config)
     planned = plan.make_plan(recipe, config, sizes, distributed.size(), job.fused)
     auto = [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]
@@ -154,29 +140,22 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
     if auto:
         text += f" (auto: {', '.join(auto)})"
     say("device", text + distributed.described())
+    need = planned.memory_bytes / 2**30
     if gpu is not None:
-        _say_costs(recipe, planned, gpu)
-    elif not elsewhere and planned.flops_training > _LARGE_FLOPS:
-        seconds, estimate = plan.on_cpu(planned)
-        if seconds >= _SLOW_SECONDS:
-            say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
+        say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
+        if need > gpu.gib:
+            say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
+    if gpu is not None or elsewhere or planned.flops > _LARGE_FLOPS:
+        say("time", plan.time_needed(planned.flops / (1 if gpu is None else planned.processes), recipe.precision, gpu))
     return planned
 
 
-def _say_costs(recipe: Recipe, planned: plan.Plan, gpu: plan.Gpu) -> None:
-    need = planned.memory_bytes / 2**30
-    say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
-    if need > gpu.gib:
-        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
-    say("time", plan.hours(planned, recipe, gpu))
-
-
-def _recorded(job: Job, name: str):
-    """A setting of the run of that name, where there is one: what was chosen once is kept."""
+def _precision_on_record(job: Job) -> str:
+    """That of the run of the same name, where there is one: what was chosen once is kept; else "auto"."""
     try:
-        return json.loads((job.logs / "run.json").read_text())["recipe"][name]
+        return json.loads((job.logs / "run.json").read_text())["recipe"]["precision"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return "auto"
 
 
 @contextlib.contextmanager
@@ -191,8 +170,8 @@ def _locked(job: Job):
             f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another --run NAME"
         )
 
-    check_writable(job.out)
-    job.saved.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (job.logs.parent, job.saved.parent):  # what cannot be written fails now and not after hours
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(job.saved.with_name(f".{job.saved.name}.lock"), busy):
         yield
 
@@ -218,10 +197,6 @@ def finish(job: Job) -> None:
     say("evaluate", shlex.join(["bash", "run_eval.sh", str(weights), *data_dir]))
     board = "" if job.out == ROOT else f" --logdir {shlex.quote(str(job.out / 'logs'))}"
     say("dashboard", f"bash run_board.sh{board}")
-    _draw(job)
-
-
-def _draw(job: Job) -> None:
     from reproduce import curves  # here, as matplotlib costs the start of a run a second
 
     picture = job.out / "images" / f"{job.run}.png"
@@ -267,10 +242,8 @@ def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
         )
 
 
-def _check_batch_norm(recipe: Recipe, config) -> None:
+def _check_batch_norm(recipe: Recipe) -> None:
     """Batch norm sees the images that are computed together, so these must be the batch on any hardware."""
-    if not has_batch_norm(config):
-        return
     if recipe.recompute:
         raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
     if distributed.size() > 1:
@@ -283,19 +256,6 @@ def _check_batch_norm(recipe: Recipe, config) -> None:
             f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics of the "
             f"whole batch of {recipe.batch_size}; give both the same"
         )
-
-
-def check_writable(out: Path) -> None:
-    """Raise UserError now rather than after hours if a run's folders cannot be written."""
-    for name in ("logs", "checkpoints", "images"):
-        folder = out / name
-        probe = folder / ".writable"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink(missing_ok=True)  # another start may have the same moment
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER") from None
 
 
 def _parser(description: str) -> Parser:
@@ -316,8 +276,6 @@ def _print_plan(job: Job, planned: plan.Plan) -> None:
     recipe = job.recipe
     for what, text in plan.describe(recipe, planned):
         say(what, text)
-    if paddle.get_device() == "cpu" and recipe.precision == "fp32":
-        say("time", plan.on_cpu(planned)[1])
     for path, address in plan.needed_files(recipe).items():
         state = "there"
         if not path.exists():

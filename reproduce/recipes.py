@@ -18,7 +18,7 @@ from reproduce.rdrop import FORMS
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def setting(default, help: str, choices=(), at_least=None, below=math.inf, hardware: bool = False):
+def setting(default, help: str, choices=(), at_least=None, below=None, hardware: bool = False):
     """A recipe field. `hardware` marks those that say where and how a run is computed, not what it means."""
     metadata = {"help": help, "choices": choices, "at_least": at_least, "below": below, "hardware": hardware}
     return dataclasses.field(default=default, metadata=metadata)
@@ -313,7 +313,8 @@ def get_recipe(name: str, **changes) -> Recipe:
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
     for field in dataclasses.fields(recipe)[2:]:
-        _check_value(field, getattr(recipe, field.name))
+        if wrong := what_is_wrong(field, getattr(recipe, field.name)):
+            raise UserError(f"--{field.name} {getattr(recipe, field.name)}: {wrong}")
     if not 0 < recipe.crop_min_area <= 1:
         raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
     if not 0 < recipe.learning_rate < math.inf:
@@ -332,19 +333,22 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def _check_value(field, value) -> None:
+def what_is_wrong(field: dataclasses.Field, value) -> str:
+    """What is wrong with this value of a field of `Recipe`; "" where nothing is."""
     limits = field.metadata
+    if type(value) is not field.type and not (field.type is float and type(value) is int):
+        return f"must be {field.type.__name__}"
     if limits["choices"] and value not in limits["choices"]:
-        known = f"known: {', '.join(map(str, limits['choices']))}"
         if isinstance(value, str):
-            known = near(value, limits["choices"])
-        raise UserError(f"--{field.name} {value}: {known}")
+            return near(value, limits["choices"])
+        return f"known: {', '.join(map(str, limits['choices']))}"
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"--{field.name} {value}: must be a number")
-    if limits["at_least"] is not None and not limits["at_least"] <= value:
-        raise UserError(f"--{field.name} {value}: must be at least {limits['at_least']}")
-    if isinstance(value, int | float) and not value < limits["below"] and limits["below"] < math.inf:
-        raise UserError(f"--{field.name} {value}: must be below {limits['below']}")
+        return "must be a number"
+    if limits["at_least"] is not None and value < limits["at_least"]:
+        return f"must be at least {limits['at_least']}"
+    if limits["below"] is not None and value >= limits["below"]:
+        return f"must be below {limits['below']}"
+    return ""
 
 
 def add_options(parser) -> None:

@@ -202,8 +202,9 @@ def test_hours_are_the_work_over_the_peak():
     recipe, config, sizes = resolved(HEADLINE, A100)
     planned = make_plan(recipe, config, sizes)
     hours = (planned.flops_training + planned.flops_evaluation) / (0.4 * 312e12) / 3600
-    assert plan.hours(planned, recipe, A100).startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
-    assert "not known for X" in plan.hours(planned, recipe, Gpu("X", 10))
+    found = plan.time_needed(planned.flops, recipe.precision, A100)
+    assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
+    assert "not known for X" in plan.time_needed(planned.flops, "fp32", Gpu("X", 10))
 
 
 def test_names_of_cards():
