@@ -22,6 +22,7 @@ WEIGHTS_HELP = (
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored, and stays so
     SIGNALS += (signal.SIGHUP,)
+_GRACE = 10  # seconds after a lost contact
 _CALLED_HERE = {  # what other projects call an option -> what it is called here
     "--lr": "--learning_rate",
     "--epochs": "--num_epochs",
@@ -120,7 +121,7 @@ def _end_with(error: Exception) -> None:
     if is_out_of_memory(error):
         sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
     if distributed.is_lost_contact(error):
-        distributed.await_the_launcher()
+        time.sleep(_GRACE)  # the launcher shall see the process that failed first, and it ends this one meanwhile
         print(str(error).strip(), file=sys.stderr)
         _fail("lost contact with another process of this run; its output says why, and the lines above what was seen")
         sys.exit(1)

@@ -21,7 +21,6 @@ from data.sampling import pieces
 
 _waits = itertools.count()
 _PATIENCE = 1800  # seconds, as NCCL has; on one node the launcher notices a lost process at once
-_GRACE = 10  # seconds for the launcher to notice which process failed first
 
 
 def size() -> int:
@@ -149,8 +148,3 @@ def average_gradients(parameters) -> None:
 def is_lost_contact(error: Exception) -> bool:
     """Whether `error` is the message layer's complaint that another process is gone."""
     return size() > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl", "TCP"))
-
-
-def await_the_launcher() -> None:
-    """After a lost contact: the launcher shall see the process that failed first, and it ends this one meanwhile."""
-    time.sleep(_GRACE)

@@ -6,7 +6,6 @@ With several processes the first one does what touches files, and the others wai
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shlex
 import sys
@@ -97,10 +96,8 @@ def _recipe(options) -> Recipe:
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() or options.gpu else SMALL), **changes)
     if recipe.batch_size < distributed.size():
-        raise UserError(
-            f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes, of which each needs "
-            "an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it"
-        )
+        text = f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes"
+        raise UserError(f"{text}; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")
     chosen = ""
     if not options.recipe:
         why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
@@ -214,32 +211,23 @@ def run_name(recipe: Recipe) -> str:
         for name, value in recipe.meaning().items()
         if value != standard[name] and name not in ("seed", "pretrained")
     ]
-    name = "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
-    return f"{recipe.name}-{len(changed)}_changed-{digest}-seed{recipe.seed}"
+    return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
 
 
 def _check_run_name(run: str) -> None:
-    parts = Path(run).parts
-    if not parts or Path(run).is_absolute() or ".." in parts or str(Path(run)) in _NO_RUNS:
-        raise UserError(
-            f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {', '.join(_NO_RUNS)}"
-        )
+    path = Path(run)
+    if not path.parts or path.is_absolute() or ".." in path.parts or str(path) in _NO_RUNS:
+        known = ", ".join(_NO_RUNS)
+        raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {known}")
+    if len(path.name) > _LONGEST_NAME:
+        raise UserError(f"--run {run}: is too long for a folder's name; choose a shorter one with --run NAME")
 
 
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
     if precision != "fp32" and gpu is None:
-        raise UserError(
-            f"--precision {precision}: Paddle's CPU build has no {precision} matrix product; use --precision fp32 or a "
-            "GPU"
-        )
+        raise UserError(f"--precision {precision}: a CPU has no such matrix product in Paddle; use fp32 or a GPU")
     if precision == "bf16" and not gpu.bf16:
-        raise UserError(
-            f"--precision bf16: {gpu.name} cannot compute in it, and Paddle would take fp32 without a word; use fp16 "
-            "or fp32"
-        )
+        raise UserError(f"--precision bf16: {gpu.name} cannot compute in it; use fp16 or fp32")
 
 
 def _check_batch_norm(recipe: Recipe) -> None:
@@ -247,15 +235,11 @@ def _check_batch_norm(recipe: Recipe) -> None:
     if recipe.recompute:
         raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
     if distributed.size() > 1:
-        raise UserError(
-            f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics are those of "
-            "the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0"
-        )
+        text = f"{recipe.name}: a network with batch norm is trained by one process"
+        raise UserError(f"{text}; set NPROC=1 or CUDA_VISIBLE_DEVICES=0")
     if recipe.micro_batch_size < recipe.batch_size:
-        raise UserError(
-            f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics of the "
-            f"whole batch of {recipe.batch_size}; give both the same"
-        )
+        text = f"--micro_batch_size {recipe.micro_batch_size}: batch norm takes the statistics of the whole batch"
+        raise UserError(f"{text} of {recipe.batch_size}; give both the same")
 
 
 def _parser(description: str) -> Parser:

@@ -60,11 +60,8 @@ class RunLog:
             self._broken = False
         except OSError as error:
             if not self._broken:
-                print(
-                    f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on, and the "
-                    "records are kept and written when there is room again",
-                    file=sys.stderr,
-                )
+                text = f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on"
+                print(f"{text}, and the records are kept and written when there is room again", file=sys.stderr)
             self._broken = True
 
     def note(self, **more) -> None:

@@ -104,10 +104,8 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Stu
     changes = vars(parse(parser, more))
     for arm in arms:
         if clash := sorted(study.arms[arm].keys() & changes.keys()):
-            raise UserError(
-                f"--{clash[0]}: the arm {arm} is defined by its own; leave it out, or choose other arms with --arm "
-                "(--list shows what each sets)"
-            )
+            text = f"--{clash[0]}: the arm {arm} is defined by its own"
+            raise UserError(f"{text}; leave it out, or choose other arms with --arm (--list shows what each sets)")
     found = []
     for seed in range(1, seeds + 1):
         for arm in arms:
@@ -133,9 +131,8 @@ def finished(run: StudyRun, out: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise UserError(f"{header}: is not the record of a run; remove its folder or mend it") from None
     if changed:
-        raise UserError(
-            f"{header.parent}: holds a run with other settings ({changed}); say --out FOLDER to keep this study apart"
-        )
+        text = f"{header.parent}: holds a run with other settings ({changed})"
+        raise UserError(f"{text}; say --out FOLDER to keep this study apart")
     return is_finished
 
 
@@ -146,11 +143,8 @@ def main() -> None:
     arms, out = options.arm or list(study.arms), Path(options.out)
     runs = runs_of(options.study, seeds, arms, more)
     todo = [run for run in runs if not finished(run, out)]
-    say(
-        "study",
-        f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds, {len(runs) - len(todo)} of {len(runs)} "
-        "runs finished",
-    )
+    text = f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds"
+    say("study", f"{text}, {len(runs) - len(todo)} of {len(runs)} runs finished")
     if todo:
         say("time", _estimate(todo))
     if options.list:
@@ -165,9 +159,7 @@ def _checked(options, more: list[str]) -> Study:
         raise UserError(f"unknown study {options.study!r}: {near(options.study, STUDIES)}")
     study = STUDIES[options.study]
     if any(word.split("=")[0] in ("--run", "--seed", "--restart", "--dry_run") for word in more):
-        raise UserError(
-            "--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm NAME, --list"
-        )
+        raise UserError("--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm, --list")
     for name in ("seeds", "jobs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
@@ -288,9 +280,8 @@ class Runner:
         if self.jobs > 1:
             where = str(self._output(run))
             print("\n".join(self._output(run).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
-        raise UserError(
-            f"{run.name} ended with exit code {code}, see {where}; finished runs stay, the same command goes on"
-        )
+        text = f"{run.name} ended with exit code {code}, see {where}"
+        raise UserError(f"{text}; finished runs stay, the same command goes on")
 
 
 def _parser() -> Parser:

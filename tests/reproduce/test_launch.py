@@ -147,7 +147,7 @@ os.read(os.pipe()[0], 1)
 
 def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, capsys):
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    monkeypatch.setattr(distributed, "_GRACE", 0)
+    monkeypatch.setattr(cli, "_GRACE", 0)
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, stream), "reconfigure", lambda **options: None, raising=False)
 
