@@ -25,8 +25,8 @@ from visualdl import LogReader
 from data import load_dataset
 from models import build_model, model_config
 from models.weights import read_weights
-from reproduce import ROOT, checkpoint, run, train
-from reproduce.job import Job
+from reproduce import ROOT, checkpoint, cli, curves, run, train
+from reproduce.job import Job, finish
 from reproduce.optim import clip, global_norm, make_optimizer
 from reproduce.recipes import get_recipe
 from reproduce.run import training_record
@@ -42,7 +42,7 @@ def records(folder):
 def test_train_then_evaluate(command, tmp_path):
     done = command("reproduce.train", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("recipe:     digits")
+    assert done.stdout.startswith("recipe:     digits") and "of training left at this speed" in done.stdout
     logs, saved = tmp_path / "logs" / "short", tmp_path / "checkpoints" / "short"
 
     header = json.loads((logs / "run.json").read_text())
@@ -160,10 +160,10 @@ def test_on_a_gpu_a_run_is_saved_by_time_and_records_its_memory(tmp_path, monkey
 def test_the_precision_that_was_chosen_once_is_kept_on_resume(tmp_path):
     """A run that was begun in fp32 goes on in it where `auto` would choose bf16; with --precision the user decides."""
     started = ("reproduce.train", "digits", "--dry_run", "--gpu", "A100 40GB", "--run", "x", "--out", tmp_path)
-    assert "as on A100 40GB, bf16, micro-batches" in call(*started).stdout
+    assert "as on A100 40GB, bf16, micro-batches of 64, fused attention" in call(*started).stdout
     (tmp_path / "logs" / "x").mkdir(parents=True)
     (tmp_path / "logs" / "x" / "run.json").write_text('{"recipe": {"precision": "fp32"}}')
-    assert "as on A100 40GB, fp32, micro-batches" in call(*started).stdout
+    assert "as on A100 40GB, fp32, micro-batches of 64 (auto: " in call(*started).stdout
     assert "as on A100 40GB, fp16, micro-batches" in call(*started, "--precision", "fp16").stdout
 
 
@@ -294,6 +294,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(tmp_path):
         (["dgits"], ["unknown recipe 'dgits'", "did you mean digits"]),
         (["digits", "--num_step", "5"], ["unknown: --num_step 5", "did you mean --num_steps"]),
         (["digits", "--lr", "0.1"], ["unknown: --lr 0.1", "here it is --learning_rate"]),
+        (["digits", "--epochs=3"], ["unknown: --epochs=3", "here it is --num_epochs"]),
         (["digits", "--resume"], ["the same command again"]),
         (["digits", "--gpu", "A100"], ["--gpu A100: is for --dry_run"]),
         (["digits", "--gpu", "Z80", "--dry_run"], ["--gpu Z80: known are", "A100"]),
@@ -393,6 +394,25 @@ def test_small_real_cifar100_run(tmp_path, cifar100_folder, vit_ti16_file):
     assert done.returncode == 0, done.stderr
     losses = [row["train/cross_entropy"] for row in records(tmp_path / "logs" / "small")]
     assert losses[0] == pytest.approx(np.log(100), abs=0.2) and losses[-1] < losses[0]
+
+
+def test_flags_of_the_cpu_are_not_set_on_a_gpu(monkeypatch):
+    told = {}
+    monkeypatch.setattr(cli, "has_gpu", lambda: True)
+    monkeypatch.setattr(cli, "SET_HERE", {"FLAGS_use_stride_kernel"})
+    monkeypatch.setattr(paddle, "set_device", lambda name: told.update(device=name))
+    monkeypatch.setattr(paddle, "set_flags", told.update)
+    cli.choose_device("cpu")
+    assert told == {"device": "cpu"}
+    cli.choose_device("auto")
+    assert told == {"device": "gpu", "FLAGS_use_stride_kernel": True}
+
+
+def test_the_result_comes_first_and_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curves, "draw_run", lambda *given: 1 / 0)
+    finish(Job(get_recipe("digits"), "run", tmp_path, result={"last": {"step": 6}}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("last:       step 6") and "could not be drawn (division by zero)" in lines[-1]
 
 
 def test_processor_settings_hold_for_python_m():
