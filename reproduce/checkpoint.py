@@ -24,6 +24,7 @@ from reproduce import distributed
 from reproduce.recipes import Recipe
 
 _KEPT = 2
+_RESTART = "say --restart to set the run aside and start over"
 _STATE_NAME = re.compile(r"step_\d{8}\.pdstate")
 
 
@@ -65,28 +66,23 @@ def capture(progress, meaning, model, optimizer, scaler) -> State:
 def restore(state: State, model, optimizer, scaler) -> None:
     """Put a state back into freshly built objects of the same recipe."""
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in state.model.items()})
-    names = {ours: theirs for theirs, ours in _structured_names(model).items()}
-    found = {}
+    parameters, found = dict(model.named_parameters()), {}
     for name, value in state.optimizer.items():
         ours, accumulator = name.split("|")
-        found[names[ours] + accumulator] = paddle.to_tensor(value)
+        found[parameters[ours].name + accumulator] = paddle.to_tensor(value)
     optimizer.set_state_dict(found)
     if scaler is not None and state.scaler:
         scaler.load_state_dict(state.scaler)
 
 
-def _structured_names(model) -> dict[str, str]:
-    """Paddle's parameter name (a counter, different in each process) -> name in the state dict."""
-    return {parameter.name: name for name, parameter in model.named_parameters()}
-
-
 def _accumulators(model, optimizer) -> dict:
+    """What the optimizer remembers, by our names: Paddle's names of parameters count up and differ in each process."""
+    ours = {parameter.name: name for name, parameter in model.named_parameters()}
     found = {}
-    names = _structured_names(model)
     for key, value in optimizer.state_dict().items():
-        owner = next((theirs for theirs in names if key.startswith(f"{theirs}_")), None)
+        owner = next((theirs for theirs in ours if key.startswith(f"{theirs}_")), None)
         if owner is not None and isinstance(value, paddle.Tensor):
-            found[f"{names[owner]}|{key.removeprefix(owner)}"] = value
+            found[f"{ours[owner]}|{key.removeprefix(owner)}"] = value
     return found
 
 
@@ -117,11 +113,8 @@ def tried(path: Path, write) -> bool:
             write(path)
         except OSError as error:
             failed = 1
-            print(
-                f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept, and training "
-                "goes on: make room before the next save",
-                file=sys.stderr,
-            )
+            text = f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept"
+            print(f"{text}, and training goes on: make room before the next save", file=sys.stderr)
     distributed.wait()  # the others have nothing to do meanwhile
     return not distributed.largest([failed])[0]
 
@@ -141,9 +134,7 @@ def load_latest(folder: Path) -> State | None:
         print(f"warning: {path} is damaged (its checksum does not match)", file=sys.stderr)
     if paths:
         names = ", ".join(path.name for path in paths)
-        raise UserError(
-            f"{folder}: all checkpoints are damaged ({names}); say --restart to set the run aside and start over"
-        )
+        raise UserError(f"{folder}: all checkpoints are damaged ({names}); {_RESTART}")
     return None
 
 
@@ -152,8 +143,7 @@ def _unpack(content: dict, path: Path) -> State:
         return State(**{**content, "progress": Progress(**content["progress"])})
     except (KeyError, TypeError):
         raise UserError(
-            f"{path}: was written by another version of this project; go on with that version, or say --restart to set "
-            "the run aside and start over"
+            f"{path}: was written by another version of this project; go on with it, or {_RESTART}"
         ) from None
 
 
@@ -195,10 +185,8 @@ def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
     """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
     changed = changed_settings(existing, meaning)
     if changed:
-        raise UserError(
-            f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, or say --restart to "
-            "set it aside and start over"
-        )
+        text = f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, or"
+        raise UserError(f"{text} {_RESTART}")
 
 
 def check_resumable(state: State | None, recipe: Recipe, folder: Path) -> None:

@@ -22,6 +22,7 @@ WEIGHTS_HELP = (
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored, and stays so
     SIGNALS += (signal.SIGHUP,)
+_GRACE = 10  # seconds after a lost contact
 _CALLED_HERE = {  # what other projects call an option -> what it is called here
     "--lr": "--learning_rate",
     "--epochs": "--num_epochs",
@@ -84,8 +85,8 @@ def command_to_continue() -> str:
     script = "bash run_train.sh"
     if Path(sys.argv[0]).stem == "study":
         script += " --study"
-    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER")
-    variables = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    names = [name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER") if name in os.environ]
+    variables = [f"{name}={os.environ[name]}" for name in names]
     return " ".join([*variables, script, shlex.join(arguments)])
 
 
@@ -120,7 +121,7 @@ def _end_with(error: Exception) -> None:
     if is_out_of_memory(error):
         sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
     if distributed.is_lost_contact(error):
-        distributed.await_the_launcher()
+        time.sleep(_GRACE)  # the launcher shall see the process that failed first, and it ends this one meanwhile
         print(str(error).strip(), file=sys.stderr)
         _fail("lost contact with another process of this run; its output says why, and the lines above what was seen")
         sys.exit(1)
@@ -148,15 +149,20 @@ def has_gpu() -> bool:
     return paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
 
 
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return paddle.get_device().startswith("gpu")
+
+
 def choose_device(wish: str) -> str:
     """Set Paddle's device to `wish` (auto, cpu, gpu) and return its name, such as "cpu" or "gpu:0"."""
     if wish == "gpu" and not has_gpu():
         build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
         raise UserError(f"--device gpu: {build}; use --device cpu, or see docs/cluster.md on the GPU build")
-    on_gpu = wish != "cpu" and has_gpu()
-    if on_gpu and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
+    device = "gpu" if wish != "cpu" and has_gpu() else "cpu"
+    if device == "gpu" and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
-    paddle.set_device("gpu" if on_gpu else "cpu")
+    paddle.set_device(device)
     return paddle.get_device()
 
 

@@ -5,11 +5,10 @@ contiguous piece of the batch or of the split. So what is computed does not depe
 """
 
 import contextlib
+import io
 import itertools
 import os
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import paddle
@@ -22,7 +21,6 @@ from data.sampling import pieces
 
 _waits = itertools.count()
 _PATIENCE = 1800  # seconds, as NCCL has; on one node the launcher notices a lost process at once
-_GRACE = 10  # seconds for the launcher to notice which process failed first
 
 
 def size() -> int:
@@ -64,47 +62,16 @@ def start() -> None:
     device = paddle.get_device()
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen
-    with _native_output_aside():
+    with contextlib.redirect_stderr(io.StringIO()):  # Paddle lists the flags that it was started with
         dist.init_parallel_env()
     if paddle.get_device() != device:
         raise RuntimeError(f"Paddle took {paddle.get_device()} when the processes connected; {device} was chosen")
 
 
-@contextlib.contextmanager
-def _native_output_aside():
-    """Have what the libraries below Python write (a list of Paddle's flags) in a file of the launcher's folder.
-
-    Shown when the block fails; the launcher shows it when the process aborts. Left alone for NCCL_DEBUG or GLOG_v.
-    """
-    folder = os.environ.get("PADDLE_LOG_DIR", "")
-    if not folder or "NCCL_DEBUG" in os.environ or "GLOG_v" in os.environ:
-        yield
-        return
-    path = Path(folder) / f"native_{rank()}.log"
-    kept = os.dup(1), os.dup(2)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with open(path, "wb") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    try:
-        yield
-    except Exception:
-        os.write(kept[1], path.read_bytes())
-        raise
-    finally:
-        for number, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
-        path.unlink(missing_ok=True)
-
-
 def described() -> str:
     """For the line that names the device; "" with one process."""
-    nodes = int(os.environ.get("PADDLE_NNODES", "1"))
-    if size() == 1:
-        return ""
-    return f", {size()} processes" + (f" on {nodes} nodes" if nodes > 1 else "")
+    nodes = os.environ.get("PADDLE_NNODES", "1")
+    return f", {size()} processes on {nodes} node(s)" if size() > 1 else ""
 
 
 def share(length: int) -> slice:
@@ -181,8 +148,3 @@ def average_gradients(parameters) -> None:
 def is_lost_contact(error: Exception) -> bool:
     """Whether `error` is the message layer's complaint that another process is gone."""
     return size() > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl", "TCP"))
-
-
-def await_the_launcher() -> None:
-    """After a lost contact: the launcher shall see the process that failed first, and it ends this one meanwhile."""
-    time.sleep(_GRACE)

@@ -6,6 +6,7 @@
 prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -26,10 +27,12 @@ from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.rdrop import log_softmax
+from reproduce.recipes import Recipe, what_is_wrong
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CALIBRATION_BINS = 15
 _CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
+_READ = (*_CHOICE, "dataset", "eval_batch_size")  # of the recipe in a weight file
 
 
 class Evaluation(NamedTuple):
@@ -106,7 +109,8 @@ def evaluate(
     mine = distributed.share(len(split))
     columns = np.zeros((len(split) + 1, 8))  # label, top 5, confidence, NLL; the last row counts who left early
     done = mine.start
-    requests = ((indices, None) for indices in _chunks(mine, batch_size))
+    starts = range(mine.start, mine.stop, batch_size)
+    requests = ((np.arange(start, min(start + batch_size, mine.stop)), None) for start in starts)
     hidden = not title or not distributed.is_main()
     with tqdm(total=mine.stop - mine.start, desc=title, unit="image", disable=hidden, leave=False) as progress:
         for images, labels in split.stream(requests, image_size, workers=workers, scale=scale):
@@ -122,11 +126,11 @@ def evaluate(
     columns = distributed.sum_over_ranks(columns)  # each row is zero in all processes but one
     if columns[-1].any():
         raise Interrupted
-    result = _evaluation(columns[:-1])
-    if not np.isfinite(result.nll).all():
-        bad = int((~np.isfinite(result.nll)).sum())
+    labels, *top5 = columns[:-1, :6].T.astype(np.int16, order="C")
+    confidence, nll = columns[:-1, 6:].T.astype(np.float32, order="C")
+    if bad := int((~np.isfinite(nll)).sum()):
         raise UserError(f"the network gives logits that are not finite for {bad} images; these weights are no use")
-    return result
+    return Evaluation(labels, np.stack([column for column in top5 if (column >= 0).all()], axis=1), confidence, nll)
 
 
 def evaluate_parts(model, *arguments, **options) -> dict[str, Evaluation]:
@@ -148,10 +152,6 @@ def metrics_of(found: dict[str, Evaluation], split: str) -> dict:
     return {f"{split}_{name}" if name else split: evaluation.metrics() for name, evaluation in found.items()}
 
 
-def _chunks(piece: slice, size: int):
-    return (np.arange(start, min(start + size, piece.stop)) for start in range(piece.start, piece.stop, size))
-
-
 def _per_image(logits, labels) -> np.ndarray:
     """(n, 8) float64: label, top 5 classes (-1 where there are fewer), confidence, NLL."""
     log_p = log_softmax(logits.astype("float32"))
@@ -165,16 +165,6 @@ def _per_image(logits, labels) -> np.ndarray:
     return rows
 
 
-def _evaluation(columns: np.ndarray) -> Evaluation:
-    top5 = columns[:, 1:6].astype(np.int16)
-    return Evaluation(
-        labels=columns[:, 0].astype(np.int16),
-        top5=top5[:, (top5 >= 0).all(axis=0)],
-        confidence=columns[:, 6].astype(np.float32),
-        nll=columns[:, 7].astype(np.float32),
-    )
-
-
 def describe(metrics: dict) -> str:
     """One line for people; every digit of the accuracy, which is a count over a count."""
     top5 = f"top-5 {100 * metrics['top5_accuracy']:.2f} %  " if "top5_accuracy" in metrics else ""
@@ -185,18 +175,10 @@ def describe(metrics: dict) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="run_eval.sh",
-        description="Evaluate weights on a data set, every image once.",
-        epilog="Image size, classes and network come from the weights; data set and split from the run that made "
-        "them, unless said otherwise. Example: bash run_eval.sh checkpoints/digits-seed42/best.pdparams",
-    )
-    parser.add_argument(
-        "weights",
-        nargs="?",
-        default=str(RELEASED),
-        help=f"{WEIGHTS_HELP}; default: the digits weights that this project releases",
-    )
+    about = "Image size, classes and network come from the weights; data set and split from the run that made them."
+    parser = Parser(prog="run_eval.sh", description=f"Evaluate weights on a data set, every image once. {about}")
+    text = f"{WEIGHTS_HELP}; default: the digits weights that this project releases"
+    parser.add_argument("weights", nargs="?", default=str(RELEASED), help=text)
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
@@ -214,12 +196,8 @@ def add_weight_options(parser: Parser) -> None:
     """What can be said of a weight file that does not say it itself; `chosen_of` gives it to `model_from_file`."""
     default = "default: what the file or a config beside it says, else"
     parser.add_argument("--heads", type=int, help=f"of attention; {default} of 64 features each (80 for width 1280)")
-    parser.add_argument(
-        "--layer_norm_epsilon", type=float, help=f"{default} 1e-6; the Paddle port of R-Drop was evaluated with 1e-5"
-    )
-    parser.add_argument(
-        "--pooling", choices=POOLINGS, help=f"what the head reads: class token or mean; {default} token"
-    )
+    parser.add_argument("--layer_norm_epsilon", type=float, help=f"{default} 1e-6; the Paddle port of R-Drop has 1e-5")
+    parser.add_argument("--pooling", choices=POOLINGS, help=f"what the head reads; {default} token")
     parser.add_argument("--activation", choices=ACTIVATIONS, help=f"of the MLPs; {default} gelu")
     parser.add_argument("--scale", choices=SCALES, help=f"of pixel values, --scale=NAME; {default} -1..1")
     resize = "of pictures: 'whole', or pixels of the shorter side before a centre crop"
@@ -295,10 +273,8 @@ def _network(config) -> str:
         return f"{_network(config.first)} and {_network(config.second)}"
     if isinstance(config, CNNConfig):
         return config.network
-    return (
-        f"patch {config.patch_size}, {config.depth} blocks of width {config.width}, {config.heads} heads, "
-        f"LayerNorm epsilon {config.layer_norm_epsilon}"
-    )
+    blocks = f"{config.depth} blocks of width {config.width}, {config.heads} heads"
+    return f"patch {config.patch_size}, {blocks}, LayerNorm epsilon {config.layer_norm_epsilon}"
 
 
 def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
@@ -318,17 +294,13 @@ def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
     return assumed
 
 
-def _recipe_of(weights) -> dict:
+def _recipe_of(weights: Weights) -> dict:
     """What the metadata of our own files says about data; it comes from outside, so it is checked."""
     recipe = weights.metadata.get("recipe", {})
-    counts = ("train_per_class", "validation_per_class", "split_seed", "eval_batch_size")
-    share = recipe.get("validation_share", 0.0)
-    wrong = [k for k in counts if type(recipe.get(k, 1)) is not int or recipe.get(k, 1) < (k == "eval_batch_size")]
-    wrong += ["validation_share"] if type(share) not in (int, float) or not 0 <= share < 1 else []
-    wrong += ["scale"] if recipe.get("scale", "-1..1") not in tuple(SCALES) else []
-    wrong += ["dataset"] if recipe.get("dataset") not in (None, *CLASSES) else []
-    if wrong:
-        raise UserError(f"{weights.path}: its metadata has {wrong[0]} {recipe[wrong[0]]!r:.40}; get the file again")
+    read = [field for field in dataclasses.fields(Recipe) if field.name in recipe and field.name in _READ]
+    for field in read:
+        if wrong := what_is_wrong(field, recipe[field.name]):
+            raise UserError(f"{weights.path}: its metadata has {field.name} {recipe[field.name]!r:.40}: {wrong}")
     return recipe
 
 

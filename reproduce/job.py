@@ -6,14 +6,11 @@ With several processes the first one does what touches files, and the others wai
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import paddle
 
 from common.errors import UserError
 from common.lock import locked
@@ -27,21 +24,9 @@ from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
 
 # folders of logs/ and checkpoints/ that hold others
-_NO_RUNS = (
-    "evidence",
-    "study",
-    "growth_stages",
-    "alignment",
-    "bench",
-    "published",
-    "reliability",
-    "tuning",
-    "gpu_check",
-    "pretrained",
-    "exported",
-)
+_NO_RUNS = ("evidence", "study", "tuning", "growth_stages", "alignment", "bench", "published", "reliability")
+_NO_RUNS += ("gpu_check", "pretrained", "exported")
 _LONGEST_NAME = 200  # of a run; file systems end at 255, and a lock has a longer one
-_SLOW_SECONDS = 3600  # from here on a run on a CPU is started with a warning
 _LARGE_FLOPS = 1e14  # from here on it is worth a moment to measure how fast this CPU is
 
 
@@ -82,11 +67,11 @@ def prepare(description: str):
         raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
     device = choose_device("cpu" if options.gpu else recipe.device)
     planned = _settle(job, device, options.gpu, elsewhere=options.dry_run or options.fetch_only)
-    if options.dry_run:
-        _print_plan(job, planned)
-        sys.exit(0)
     if options.fetch_only:
         _fetch(job.recipe)
+    elif options.dry_run:
+        _print_plan(job, planned)
+    if options.fetch_only or options.dry_run:
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
@@ -111,10 +96,8 @@ def _recipe(options) -> Recipe:
     changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() or options.gpu else SMALL), **changes)
     if recipe.batch_size < distributed.size():
-        raise UserError(
-            f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes, of which each needs "
-            "an image; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it"
-        )
+        text = f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes"
+        raise UserError(f"{text}; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")
     chosen = ""
     if not options.recipe:
         why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
@@ -130,21 +113,21 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
 
     `elsewhere`: the run will not be computed here, so this machine need not be able to.
     """
-    recipe, gpu = job.recipe, None
+    wished, gpu = job.recipe, None
     if gpu_text:
         gpu, device = plan.gpu_named(gpu_text), f"as on {gpu_text}"
     elif device != "cpu":
         gpu = plan.gpu_here()
-    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
-    recipe = plan.with_epochs(recipe, sizes)
+    sizes = dataset_sizes(wished.dataset, wished.data_dir, **wished.split())
+    recipe = plan.with_epochs(wished, sizes)
     config = recipe.network(sizes.classes)
     if recipe.precision == "auto":
-        recipe = dataclasses.replace(recipe, precision=_recorded(job, "precision") or "auto")
-    wished = job.recipe
+        recipe = dataclasses.replace(recipe, precision=_precision_on_record(job))
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
     if not elsewhere:
         _check_precision(recipe.precision, gpu)
-    _check_batch_norm(recipe, config)
+    if has_batch_norm(config):
+        _check_batch_norm(recipe)
     job.fused = recipe.precision != "fp32" and gpu is not None and gpu.fused and not has_batch_norm(config)
     planned = plan.make_plan(recipe, config, sizes, distributed.size(), job.fused)
     auto = [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]
@@ -154,29 +137,22 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
     if auto:
         text += f" (auto: {', '.join(auto)})"
     say("device", text + distributed.described())
+    need = planned.memory_bytes / 2**30
     if gpu is not None:
-        _say_costs(recipe, planned, gpu)
-    elif not elsewhere and planned.flops_training > _LARGE_FLOPS:
-        seconds, estimate = plan.on_cpu(planned)
-        if seconds >= _SLOW_SECONDS:
-            say("warning", f"{estimate}; going on. --eval_every 0 leaves the evaluation out")
+        say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
+        if need > gpu.gib:
+            say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
+    if gpu is not None or elsewhere or planned.flops > _LARGE_FLOPS:
+        say("time", plan.time_needed(planned.flops / (1 if gpu is None else planned.processes), recipe.precision, gpu))
     return planned
 
 
-def _say_costs(recipe: Recipe, planned: plan.Plan, gpu: plan.Gpu) -> None:
-    need = planned.memory_bytes / 2**30
-    say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
-    if need > gpu.gib:
-        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
-    say("time", plan.hours(planned, recipe, gpu))
-
-
-def _recorded(job: Job, name: str):
-    """A setting of the run of that name, where there is one: what was chosen once is kept."""
+def _precision_on_record(job: Job) -> str:
+    """That of the run of the same name, where there is one: what was chosen once is kept; else "auto"."""
     try:
-        return json.loads((job.logs / "run.json").read_text())["recipe"][name]
+        return json.loads((job.logs / "run.json").read_text())["recipe"]["precision"]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return "auto"
 
 
 @contextlib.contextmanager
@@ -191,8 +167,8 @@ def _locked(job: Job):
             f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another --run NAME"
         )
 
-    check_writable(job.out)
-    job.saved.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (job.logs.parent, job.saved.parent):  # what cannot be written fails now and not after hours
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(job.saved.with_name(f".{job.saved.name}.lock"), busy):
         yield
 
@@ -218,10 +194,6 @@ def finish(job: Job) -> None:
     say("evaluate", shlex.join(["bash", "run_eval.sh", str(weights), *data_dir]))
     board = "" if job.out == ROOT else f" --logdir {shlex.quote(str(job.out / 'logs'))}"
     say("dashboard", f"bash run_board.sh{board}")
-    _draw(job)
-
-
-def _draw(job: Job) -> None:
     from reproduce import curves  # here, as matplotlib costs the start of a run a second
 
     picture = job.out / "images" / f"{job.run}.png"
@@ -239,63 +211,35 @@ def run_name(recipe: Recipe) -> str:
         for name, value in recipe.meaning().items()
         if value != standard[name] and name not in ("seed", "pretrained")
     ]
-    name = "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
-    return f"{recipe.name}-{len(changed)}_changed-{digest}-seed{recipe.seed}"
+    return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
 
 
 def _check_run_name(run: str) -> None:
-    parts = Path(run).parts
-    if not parts or Path(run).is_absolute() or ".." in parts or str(Path(run)) in _NO_RUNS:
-        raise UserError(
-            f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {', '.join(_NO_RUNS)}"
-        )
+    path = Path(run)
+    if not path.parts or path.is_absolute() or ".." in path.parts or str(path) in _NO_RUNS:
+        known = ", ".join(_NO_RUNS)
+        raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {known}")
+    if len(path.name) > _LONGEST_NAME:
+        raise UserError(f"--run {run}: is too long for a folder's name; choose a shorter one with --run NAME")
 
 
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
     if precision != "fp32" and gpu is None:
-        raise UserError(
-            f"--precision {precision}: Paddle's CPU build has no {precision} matrix product; use --precision fp32 or a "
-            "GPU"
-        )
+        raise UserError(f"--precision {precision}: a CPU has no such matrix product in Paddle; use fp32 or a GPU")
     if precision == "bf16" and not gpu.bf16:
-        raise UserError(
-            f"--precision bf16: {gpu.name} cannot compute in it, and Paddle would take fp32 without a word; use fp16 "
-            "or fp32"
-        )
+        raise UserError(f"--precision bf16: {gpu.name} cannot compute in it; use fp16 or fp32")
 
 
-def _check_batch_norm(recipe: Recipe, config) -> None:
+def _check_batch_norm(recipe: Recipe) -> None:
     """Batch norm sees the images that are computed together, so these must be the batch on any hardware."""
-    if not has_batch_norm(config):
-        return
     if recipe.recompute:
         raise UserError("--recompute true: only ViTs can compute their blocks twice; batch norm would count them twice")
     if distributed.size() > 1:
-        raise UserError(
-            f"{recipe.name}: a network with batch norm is trained by one process here, as its statistics are those of "
-            "the whole batch; set NPROC=1 or CUDA_VISIBLE_DEVICES=0"
-        )
+        text = f"{recipe.name}: a network with batch norm is trained by one process"
+        raise UserError(f"{text}; set NPROC=1 or CUDA_VISIBLE_DEVICES=0")
     if recipe.micro_batch_size < recipe.batch_size:
-        raise UserError(
-            f"--micro_batch_size {recipe.micro_batch_size}: a network with batch norm takes the statistics of the "
-            f"whole batch of {recipe.batch_size}; give both the same"
-        )
-
-
-def check_writable(out: Path) -> None:
-    """Raise UserError now rather than after hours if a run's folders cannot be written."""
-    for name in ("logs", "checkpoints", "images"):
-        folder = out / name
-        probe = folder / ".writable"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink(missing_ok=True)  # another start may have the same moment
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); mend it or give --out FOLDER") from None
+        text = f"--micro_batch_size {recipe.micro_batch_size}: batch norm takes the statistics of the whole batch"
+        raise UserError(f"{text} of {recipe.batch_size}; give both the same")
 
 
 def _parser(description: str) -> Parser:
@@ -316,8 +260,6 @@ def _print_plan(job: Job, planned: plan.Plan) -> None:
     recipe = job.recipe
     for what, text in plan.describe(recipe, planned):
         say(what, text)
-    if paddle.get_device() == "cpu" and recipe.precision == "fp32":
-        say("time", plan.on_cpu(planned)[1])
     for path, address in plan.needed_files(recipe).items():
         state = "there"
         if not path.exists():

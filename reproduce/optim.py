@@ -4,6 +4,8 @@ import math
 
 import paddle
 
+from reproduce.cli import on_gpu
+
 SCHEDULES = ("cosine", "linear", "constant")
 
 
@@ -33,7 +35,7 @@ def make_optimizer(recipe, model):
     shared = {
         "parameters": model.parameters(),
         "weight_decay": recipe.weight_decay or None,
-        "use_multi_tensor": paddle.get_device().startswith("gpu"),  # one kernel for all weights
+        "use_multi_tensor": on_gpu(),  # one kernel for all weights
     }
     if recipe.optimizer == "adam":
         return paddle.optimizer.Adam(recipe.learning_rate, **shared)

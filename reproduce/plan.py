@@ -97,6 +97,11 @@ class Plan:
     flops_evaluation: int
     memory_bytes: int  # of one process
 
+    @property
+    def flops(self) -> int:
+        """Of the whole run."""
+        return self.flops_training + self.flops_evaluation
+
 
 def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
     """The recipe with `num_epochs` turned into updates; a batch crosses the border of two epochs."""
@@ -109,16 +114,17 @@ def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
 def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> Recipe:
     """The recipe with `auto` precision and micro-batch replaced by what this GPU, or the CPU (None), computes best.
 
-    Raises UserError when not even one image fits.
+    The micro-batch is the largest power of two of images that fits. Raises UserError when not even one does.
     """
     if recipe.precision == "auto":
         recipe = dataclasses.replace(recipe, precision="bf16" if gpu is not None and gpu.bf16 else "fp32")
     if recipe.micro_batch_size:
         return recipe
-    share = math.ceil(recipe.batch_size / processes)
-    if gpu is None:
-        return dataclasses.replace(recipe, micro_batch_size=min(_ON_CPU, share))
-    size = largest_micro_batch(recipe, config, gpu)
+    share, size = math.ceil(recipe.batch_size / processes), _ON_CPU
+    if gpu is not None:
+        size = _LARGEST
+        while size and memory_bytes(recipe, config, size, gpu.fused) > _TO_USE * gpu.gib * 2**30:
+            size //= 2
     if size == 0:
         need = memory_bytes(recipe, config, 1, gpu.fused) / 2**30
         raise UserError(
@@ -128,21 +134,10 @@ def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> 
     return dataclasses.replace(recipe, micro_batch_size=min(size, share))
 
 
-def largest_micro_batch(recipe: Recipe, config: Config, gpu: Gpu) -> int:
-    """The largest power of two of images that fit; 0 when not one does."""
-    size = _LARGEST
-    while size and memory_bytes(recipe, config, size, gpu.fused) > _TO_USE * gpu.gib * 2**30:
-        size //= 2
-    return size
-
-
 def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1, fused: bool = True) -> Plan:
     """Count what `recipe`, resolved, takes on the network `config` and on so many images, with that many processes."""
-    per_image = flops_per_image(config)
-    views = recipe.num_views
-    if recipe.second_model:
-        views = 1  # each network sees an image once
-    shared = 0
+    per_image, shared = flops_per_image(config), 0
+    views = 1 if recipe.second_model else recipe.num_views  # each of two networks sees an image once
     if views == 2 and isinstance(config, ViTConfig):
         shared = config.flops_by_part()["patch embedding"]  # before the first dropout
     per_step = 3 * (per_image * views - shared) * recipe.batch_size
@@ -221,34 +216,25 @@ def evaluated_images(recipe: Recipe, sizes: Sizes) -> int:
     if not recipe.eval_every:
         return 0
     validations = math.ceil(recipe.num_steps / recipe.eval_every)
-    tests = 0
+    tests = 2  # the best and the last weights
     if recipe.select_on == "test":
-        tests = validations
+        tests += validations
     elif recipe.test_every:
-        tests = (recipe.num_steps - 1) // recipe.test_every
-    tests += 2  # the best and the last weights
-    passes = 2 if recipe.second_model else 1  # of each network, which are evaluated alone and together
-    return passes * (validations * sizes.validation + tests * sizes.test)
+        tests += (recipe.num_steps - 1) // recipe.test_every
+    networks = 2 if recipe.second_model else 1  # of each network, which are evaluated alone and together
+    return networks * (validations * sizes.validation + tests * sizes.test)
 
 
-def hours(plan: Plan, recipe: Recipe, gpu: Gpu) -> str:
-    """How long training and evaluation take on these GPUs, a sentence; says so when the card's speed is not known."""
-    peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
+def time_needed(flops: float, precision: str, gpu: Gpu | None) -> str:
+    """How long so many operations take on this GPU, or on this CPU (None), a sentence."""
+    if gpu is None:
+        speed = measured_flops_per_second()
+        return f"at least {duration(flops / speed)} on this CPU (matrix products at {speed / 1e9:.0f} GFLOP/s)"
+    peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
     if not peak:
         return f"not known for {gpu.name}; after 20 updates the run says how long it takes"
-    work = (plan.flops_training + plan.flops_evaluation) / plan.processes
-    low, high = (work / (peak * 1e12 * share) for share in _SHARES_OF_PEAK)
-    return (
-        f"{duration(low)} to {duration(high)} at 40 to 20 % of the peak of {gpu.name} in {recipe.precision} (estimate)"
-    )
-
-
-def on_cpu(plan: Plan) -> tuple[float, str]:
-    """Seconds that the matrix products alone take on this CPU, and a sentence about them."""
-    speed = measured_flops_per_second()
-    training, evaluation = plan.flops_training / speed, plan.flops_evaluation / speed
-    text = f"at least {duration(training)} of training and {duration(evaluation)} of evaluation on this CPU"
-    return training + evaluation, f"{text} (matrix products at the measured {speed / 1e9:.0f} GFLOP/s)"
+    low, high = (duration(flops / (peak * 1e12 * share)) for share in _SHARES_OF_PEAK)
+    return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
 
 
 def duration(seconds: float) -> str:
@@ -283,25 +269,16 @@ def needed_files(recipe: Recipe) -> dict[Path, str]:
 
 def describe(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
     """The plan as lines for people: (what, text)."""
-    networks, size = recipe.model, f"{recipe.image_size} px"
-    if recipe.second_model:
-        networks += f" and {recipe.second_model}"
-    if plan.tokens:
-        size += f" = {plan.tokens} tokens"
+    networks = f"{recipe.model} and {recipe.second_model}" if recipe.second_model else recipe.model
+    tokens = f" = {plan.tokens} tokens" if plan.tokens else ""
     at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / plan.processes))
     step = f"{recipe.batch_size} images x {recipe.num_views} view(s), in {plan.micro_batches} micro-batch(es)"
-    step += f" of up to {at_once}"
-    if plan.processes > 1:
-        step += f" on each of {plan.processes} processes"
+    work = f"{plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps"
     return [
-        ("network", f"{networks}, {plan.parameters:,} parameters, {size}"),
+        ("network", f"{networks}, {plan.parameters:,} parameters, {recipe.image_size} px{tokens}"),
         ("samples", f"{plan.train_images:,} training images ({recipe.dataset}), {plan.epochs:.1f} epochs"),
-        ("step", step),
-        (
-            "work",
-            f"{plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps, "
-            f"{plan.flops_evaluation:.3e} in evaluation (matrix products)",
-        ),
+        ("step", f"{step} of up to {at_once} on each of {plan.processes} process(es)"),
+        ("work", f"{work}, {plan.flops_evaluation:.3e} in evaluation (matrix products)"),
         (
             "memory",
             f"about {plan.memory_bytes / 2**30:.2g} GiB a process in {recipe.precision} (estimate: weights, gradients, "

@@ -5,6 +5,7 @@ The command line is made from the fields of `Recipe`: each is an option of the s
 
 import argparse
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 
@@ -18,15 +19,13 @@ from reproduce.rdrop import FORMS
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
-def setting(default, help: str, choices=(), at_least=None, below=math.inf, hardware: bool = False):
+def setting(default, help: str, choices=(), at_least=None, below=None, hardware: bool = False):
     """A recipe field. `hardware` marks those that say where and how a run is computed, not what it means."""
     metadata = {"help": help, "choices": choices, "at_least": at_least, "below": below, "hardware": hardware}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def machine(default, help: str, choices=(), at_least=None):
-    """A field that changes where and how a run is computed, not what it means."""
-    return setting(default, help, choices, at_least, hardware=True)
+machine = functools.partial(setting, hardware=True)
 
 
 @dataclass(frozen=True)
@@ -53,25 +52,19 @@ class Recipe:
     second_model: str = setting("", "another network beside it: the two are the views; '' = none", ("", *NAMES))
     pretrained: str = setting("", "weight file to start from; '' starts from random weights")
     second_pretrained: str = setting("", "weight file of the second network")
-    dropout: float = setting(
-        0.1, "rate after the position embedding and twice in each MLP, or before a ResNet's head; 0 = off", (), 0, 1
-    )
+    dropout: float = setting(0.1, "rate after the position embedding and in each MLP, or a ResNet's; 0 = off", (), 0, 1)
     attention_dropout: float = setting(0.0, "dropout rate of the attention weights; 0 = off", (), 0, 1)
     projection_dropout: float = setting(0.0, "dropout rate after the attention's projection; 0 = off", (), 0, 1)
 
     # loss: see rdrop.rdrop_loss
     num_views: int = setting(2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", (1, 2))
     alpha: float = setting(0.3, "strength of the KL term; 0 = off. 0.3 here is the paper's 0.6", at_least=0)
-    kl_sum_over: int = setting(
-        1, "1 = mean KL (the paper); n = the sum over micro-batches of n (official: 32)", at_least=1
-    )
+    kl_sum_over: int = setting(1, "1 = mean KL (paper); n = summed over micro-batches of n (official: 32)", at_least=1)
     loss_form: str = setting("sum", "views added up (paper, official) or averaged (blog, port)", FORMS)
 
     # optimisation
     optimizer: str = setting("momentum", "SGD with momentum, or Adam", ("momentum", "adam"))
-    num_epochs: int = setting(
-        0, "passes over the training images, each validated: sets num_steps and eval_every; 0 = off", at_least=0
-    )
+    num_epochs: int = setting(0, "passes over the images: sets num_steps and eval_every; 0 = off", at_least=0)
     num_steps: int = setting(10_000, "updates", at_least=1)
     batch_size: int = setting(512, "images an update; each is seen num_views times", at_least=1)
     learning_rate: float = setting(1e-2, "peak rate")
@@ -85,23 +78,17 @@ class Recipe:
     # evaluation
     eval_every: int = setting(100, "updates between two validations; 0 = no evaluation at all", at_least=0)
     test_every: int = setting(0, "updates between two looks at the test set; 0 = only at the end", at_least=0)
-    select_on: str = setting(
-        "validation", "split that chooses the best checkpoint; 'test' only to repeat others", ("validation", "test")
-    )
+    select_on: str = setting("validation", "chooses the best; 'test' only to repeat others", ("validation", "test"))
 
     # hardware, but for precision: does not change what the run means
-    micro_batch_size: int = machine(
-        0, "images in memory at once; 0 = auto: the largest power of two that fits the GPU, or 32 on a CPU", at_least=0
-    )
+    micro_batch_size: int = machine(0, "images at once; 0 = auto: a power of two that fits, 32 on a CPU", at_least=0)
     recompute: bool = machine(False, "keep the blocks' inputs alone, compute the rest twice: less memory, slower")
     eval_batch_size: int = machine(100, "images at once in evaluation", at_least=1)
     precision: str = setting("auto", "auto = bf16 where the GPU has it, else fp32; 16 bits need a GPU", PRECISIONS)
     device: str = machine("auto", "auto = the GPU where there is one", ("auto", "cpu", "gpu"))
     workers: int = machine(4, "processes that decode image files; 0 = none", at_least=0)
     data_dir: str = machine("", "folder with the data; '' = data/downloads")
-    save_every: int = machine(
-        0, "updates between two resumable checkpoints; 0 = 100 on a CPU, 10 minutes on a GPU", at_least=0
-    )
+    save_every: int = machine(0, "updates between two saved states; 0 = 100, on a GPU 10 minutes", at_least=0)
     log_every: int = machine(10, "updates between two training records", at_least=1)
 
     @property
@@ -313,7 +300,8 @@ def get_recipe(name: str, **changes) -> Recipe:
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
     for field in dataclasses.fields(recipe)[2:]:
-        _check_value(field, getattr(recipe, field.name))
+        if wrong := what_is_wrong(field, getattr(recipe, field.name)):
+            raise UserError(f"--{field.name} {getattr(recipe, field.name)}: {wrong}")
     if not 0 < recipe.crop_min_area <= 1:
         raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
     if not 0 < recipe.learning_rate < math.inf:
@@ -332,19 +320,22 @@ def check(recipe: Recipe) -> None:
         )
 
 
-def _check_value(field, value) -> None:
+def what_is_wrong(field: dataclasses.Field, value) -> str:
+    """What is wrong with this value of a field of `Recipe`; "" where nothing is."""
     limits = field.metadata
+    if type(value) is not field.type and not (field.type is float and type(value) is int):
+        return f"must be {field.type.__name__}"
     if limits["choices"] and value not in limits["choices"]:
-        known = f"known: {', '.join(map(str, limits['choices']))}"
         if isinstance(value, str):
-            known = near(value, limits["choices"])
-        raise UserError(f"--{field.name} {value}: {known}")
+            return near(value, limits["choices"])
+        return f"known: {', '.join(map(str, limits['choices']))}"
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"--{field.name} {value}: must be a number")
-    if limits["at_least"] is not None and not limits["at_least"] <= value:
-        raise UserError(f"--{field.name} {value}: must be at least {limits['at_least']}")
-    if isinstance(value, int | float) and not value < limits["below"] and limits["below"] < math.inf:
-        raise UserError(f"--{field.name} {value}: must be below {limits['below']}")
+        return "must be a number"
+    if limits["at_least"] is not None and value < limits["at_least"]:
+        return f"must be at least {limits['at_least']}"
+    if limits["below"] is not None and value >= limits["below"]:
+        return f"must be below {limits['below']}"
+    return ""
 
 
 def add_options(parser) -> None:

@@ -13,10 +13,10 @@ from common.errors import UserError
 from models.weights import load_weights, read_weights, save_weights
 from reproduce import checkpoint, distributed
 from reproduce.checkpoint import Progress, State, tried
-from reproduce.cli import Stopped, say
+from reproduce.cli import Stopped, on_gpu, say
 from reproduce.evaluate import Interrupted, evaluate_parts, metrics_of, scores
 from reproduce.plan import duration
-from reproduce.run_log import machine, open_log
+from reproduce.run_log import RunLog, machine
 
 _SECONDS_BETWEEN_SAVES = 600  # on a GPU, where 100 updates pass quickly and a state of ViT-B/16 has 690 MB
 _STEPS_ON_CPU = 100  # between two saves
@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, job, data, model, optimizer, scaler, state: State | None, images: str):
         self.recipe, self.data, self.model, self.optimizer, self.scaler = job.recipe, data, model, optimizer, scaler
-        self.logs, self.saved = job.out / "logs" / job.run, job.out / "checkpoints" / job.run
+        self.logs, self.saved = job.logs, job.saved
         self.meaning = {**job.recipe.meaning(), "images": images}
         self.progress = state.progress if state is not None else Progress()
         if state is not None:
@@ -52,12 +52,15 @@ class Run:
             "continued_after_step": self.step,
             "finished": False,
         }
-        self.log = open_log(self.logs, header, self.progress.rows, job.recipe.meaning(), continued=self.step > 0)
+        self.log = RunLog(self.logs, header, self.progress.rows, continued=self.step > 0)
         self._improved, self._best_before = False, self.progress.best
         self._check_best_weights()
         self._began, self._earlier_seconds = time.perf_counter(), self.progress.seconds
         self._first_step, self._last_save = self.step, time.monotonic()
-        self.bar = _progress_bar(job.run, self.step, self.recipe.num_steps)
+        options = {"desc": job.run, "unit": "step", "dynamic_ncols": True, "disable": not distributed.is_main()}
+        if sys.stderr is None or not sys.stderr.isatty():
+            options["mininterval"] = 30  # seconds: a file needs no moving picture
+        self.bar = tqdm(total=self.recipe.num_steps, initial=self.step, **options)
 
     @property
     def step(self) -> int:
@@ -68,8 +71,7 @@ class Run:
 
     def record(self, step: int, found: dict) -> None:
         """Note what update `step` gave: see train.train_step."""
-        for name in ("loss", "gradient_norm"):
-            self._check_finite(found[name], name.replace("_", " "), step)
+        self._check_finite(step, found)
         if found["micro_batch_size"] != self.log.header.get("micro_batch_size", self.recipe.micro_batch_size):
             self.log.note(micro_batch_size=found["micro_batch_size"])
         self.progress.window.append(found)
@@ -85,20 +87,19 @@ class Run:
             self.bar.set_postfix_str(text)
         if step == self._first_step + _STEPS_TO_MEASURE:
             each = (time.perf_counter() - self._began) / _STEPS_TO_MEASURE
-            self._say("time", f"{duration(each * (self.recipe.num_steps - step))} of training left at this speed")
+            with tqdm.external_write_mode():
+                say("time", f"{duration(each * (self.recipe.num_steps - step))} of training left at this speed")
 
-    def _check_finite(self, value: float, what: str, step: int) -> None:
-        if what == "gradient norm" and self.scaler is not None:  # loss scaling skips such a step
-            return
-        if not math.isfinite(value):
-            raise UserError(
-                f"step {step}: the {what} is {value}; {checkpoint.where_it_stands(self.saved)}. Lower --learning_rate "
-                "or --alpha, or check the pretrained weights"
-            )
-
-    def _say(self, what: str, text: str) -> None:
-        with tqdm.external_write_mode():
-            say(what, text)
+    def _check_finite(self, step: int, found: dict) -> None:
+        for name in ("loss", "gradient_norm"):
+            if name == "gradient_norm" and self.scaler is not None:  # loss scaling skips such a step
+                continue
+            if not math.isfinite(found[name]):
+                raise UserError(
+                    f"step {step}: the {name.replace('_', ' ')} is {found[name]}; "
+                    f"{checkpoint.where_it_stands(self.saved)}. Lower --learning_rate or --alpha, or check the "
+                    "pretrained weights"
+                )
 
     # Evaluation
 
@@ -146,17 +147,9 @@ class Run:
             self.save_if_due(stop)
 
     def _evaluate(self, split: str, stop) -> dict:
-        recipe = self.recipe
-        return evaluate_parts(
-            self.model,
-            getattr(self.data, split),
-            recipe.image_size,
-            recipe.eval_batch_size,
-            recipe.workers,
-            split,
-            scale=recipe.scale,
-            stop=lambda: stop.signal,
-        )
+        recipe, images = self.recipe, getattr(self.data, split)
+        how = recipe.image_size, recipe.eval_batch_size, recipe.workers
+        return evaluate_parts(self.model, images, *how, split, recipe.scale, lambda: stop.signal)
 
     def final_evaluation(self, stop) -> dict:
         """Test the last and the best weights, end the record; returns the result as run.json has it."""
@@ -206,7 +199,7 @@ class Run:
     def _agreed(self, stop) -> tuple[int, bool]:
         """(the signal that any process has received or 0, whether a save is due): the same in every process."""
         every = self.recipe.save_every
-        if not every and not paddle.get_device().startswith("gpu"):
+        if not every and not on_gpu():
             every = _STEPS_ON_CPU
         due = time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
         if every:
@@ -218,9 +211,8 @@ class Run:
         return self._earlier_seconds + time.perf_counter() - self._began
 
     def _save_state(self, folder: Path) -> None:
-        checkpoint.save(
-            folder, checkpoint.capture(self.progress, self.meaning, self.model, self.optimizer, self.scaler)
-        )
+        state = checkpoint.capture(self.progress, self.meaning, self.model, self.optimizer, self.scaler)
+        checkpoint.save(folder, state)
 
     def _save_model(self, path: Path) -> None:
         known = {**self._provenance, "class_names": self.data.class_names, "step": self.step}
@@ -231,17 +223,12 @@ class Run:
     def _resume(self, state: State) -> None:
         checkpoint.check_same_meaning(state.meaning, self.meaning, self.saved)
         checkpoint.restore(state, self.model, self.optimizer, self.scaler)
-        say(
-            "resume",
-            f"{self.saved}: continues after step {self.step:,} of {self.recipe.num_steps:,} (--restart starts over)",
-        )
+        where = f"after step {self.step:,} of {self.recipe.num_steps:,}"
+        say("resume", f"{self.saved}: continues {where} (--restart starts over)")
         before, now = self.progress.processes, distributed.size()
         if before != now:
-            say(
-                "note",
-                f"it was trained by {before} processes so far and is by {now} from here on: the same samples, other "
-                "dropout masks",
-            )
+            text = f"it was trained by {before} processes so far and is by {now} from here on"
+            say("note", f"{text}: the same samples, other dropout masks")
 
     def _check_best_weights(self) -> None:
         """A kill may have come between the state and the best weights that it speaks of."""
@@ -250,28 +237,11 @@ class Run:
             return
         if best["step"] == self.step:
             if not tried(path, self._save_model):
-                raise UserError(
-                    f"{self.saved}: the best weights cannot be written; make room, then give the same command again"
-                )
+                raise UserError(f"{path}: cannot be written; make room, then give the same command again")
         elif not checkpoint.is_of_step(path, best["step"]):
-            say(
-                "note",
-                f"{path} is not that of step {best['step']:,}, as the checkpoint says; the best weights are chosen "
-                "anew from here on",
-            )
+            text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
+            say("note", f"{text}; the best weights are chosen anew from here on")
             self.progress.best = {}
-
-
-def _progress_bar(title: str, done: int, total: int) -> tqdm:
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=title,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.5 if sys.stderr is not None and sys.stderr.isatty() else 30,
-        disable=not distributed.is_main(),
-    )
 
 
 def training_record(window: list[dict], batch_size: int) -> dict:
@@ -287,6 +257,6 @@ def training_record(window: list[dict], batch_size: int) -> dict:
             row[f"train/{name}"] = sum(values) / len(values)
     row["train/learning_rate"] = window[-1]["learning_rate"]
     row["train/images_per_second"] = len(window) * batch_size / seconds
-    if paddle.get_device().startswith("gpu"):
+    if on_gpu():
         row["train/gpu_memory_gib"] = paddle.device.cuda.max_memory_reserved() / 2**30
     return row

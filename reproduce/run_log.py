@@ -3,9 +3,11 @@
 `run.json` says what was run, where and how it ended; `metrics.jsonl` has one line a record, with its step.
 """
 
+import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,43 +17,38 @@ from importlib import metadata
 from pathlib import Path
 
 import paddle
-from visualdl.component.base_component import hparam, scalar
+from visualdl.component.base_component import scalar
 from visualdl.writer.record_writer import RecordWriter
 
 from common.atomic import atomic_write
 from common.errors import UserError
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
+from reproduce.cli import on_gpu
 
-_PACKAGES = (
-    "paddlepaddle",
-    "paddlepaddle-gpu",
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "visualdl",
-    "pillow",
-    "scikit-learn",
-    "safetensors",
-)
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "scikit-learn", "visualdl")
 
 
 class RunLog:
     """Writer of one run's records; the records themselves are `rows`, which resumable states keep too.
 
-    A disk that is full or a folder that is gone does not stop the run: it is said on stderr, the rows stay in
-    memory, and everything is written anew as soon as that works again.
+    Of several processes the first one writes. A disk that is full or a folder that is gone does not stop the run: it
+    is said on stderr, the rows stay in memory, and everything is written anew as soon as that works again.
     """
 
-    def __init__(self, folder: Path, header: dict, rows: list[dict], hyper_parameters: dict):
+    def __init__(self, folder: Path, header: dict, rows: list[dict], continued: bool):
         self.folder, self.header, self._rows = folder, header, rows
-        self._hyper_parameters = {k: int(v) if isinstance(v, bool) else v for k, v in hyper_parameters.items()}
         self._broken = False
-        self._write_all()
+        if distributed.is_main():
+            if continued:
+                header["earlier_starts"] = _earlier_starts(folder)
+            self._write_all()
 
     def add(self, step: int, values: dict) -> None:
         """Append one record; the names of the values are VisualDL's tags ("train/loss")."""
         row = {"step": step, **values}
         self._rows.append(row)
+        if not distributed.is_main():
+            return
         try:
             if self._broken or not self._metrics.exists():
                 self._write_all()
@@ -63,11 +60,8 @@ class RunLog:
             self._broken = False
         except OSError as error:
             if not self._broken:
-                print(
-                    f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on, and the "
-                    "records are kept and written when there is room again",
-                    file=sys.stderr,
-                )
+                text = f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on"
+                print(f"{text}, and the records are kept and written when there is room again", file=sys.stderr)
             self._broken = True
 
     def note(self, **more) -> None:
@@ -79,10 +73,10 @@ class RunLog:
             self._broken = True  # written with the next record
 
     def close(self, **more) -> None:
-        """End the record; `more` goes into the header."""
-        if self._broken or not self._metrics.exists():
-            self._write_all()
+        """End the record; `more` goes into the header. Raises OSError where it cannot be written."""
         self.header.update(more)
+        if distributed.is_main() and (self._broken or not self._metrics.exists()):
+            self._write_all()
         self._write_header()
 
     @property
@@ -96,52 +90,24 @@ class RunLog:
         for old in self.folder.glob("vdlrecords.*"):  # made from the rows, and here again
             old.unlink()
         self._board = self.folder / f"vdlrecords.{int(time.time()):010d}.log"
-        metrics = ["validation/accuracy", "test/accuracy"]
-        now = round(1000 * time.time())
-        self._append_to_board([hparam(self._board.name, self._hyper_parameters, metrics, now)])
         for row in self._rows:
             self._to_board(row)
 
     def _write_header(self) -> None:
+        if not distributed.is_main():
+            return
         with atomic_write(self.folder / "run.json", "w") as file:
             json.dump(self.header, file, indent=1)
             file.write("\n")
 
     def _to_board(self, row: dict) -> None:
-        now = round(1000 * time.time())  # VisualDL's wall times are milliseconds
-        self._append_to_board(scalar(tag, value, row["step"], now) for tag, value in row.items() if "/" in tag)
-
-    def _append_to_board(self, records) -> None:
         # Not through LogWriter: its background thread dies when the disk is full, and closing it then hangs.
+        now = round(1000 * time.time())  # VisualDL's wall times are milliseconds
         with open(self._board, "ab") as file:
             writer = RecordWriter(file)
-            for record in records:
-                writer.write(record.SerializeToString())
-
-
-class NoLog:
-    """What the processes besides the first one have."""
-
-    def __init__(self):
-        self.header = {}
-
-    def note(self, **more) -> None:
-        self.header.update(more)
-
-    def add(self, step: int, values: dict) -> None:
-        pass
-
-    def close(self, **more) -> None:
-        pass
-
-
-def open_log(folder: Path, header: dict, rows: list[dict], hyper_parameters: dict, continued: bool):
-    """The log of a run in its first process; a run that is continued keeps its earlier starts on record."""
-    if not distributed.is_main():
-        return NoLog()
-    if continued:
-        header["earlier_starts"] = _earlier_starts(folder)
-    return RunLog(folder, header, rows, hyper_parameters)
+            for tag, value in row.items():
+                if "/" in tag:
+                    writer.write(scalar(tag, value, row["step"], now).SerializeToString())
 
 
 def _earlier_starts(folder: Path) -> list[dict]:
@@ -171,24 +137,19 @@ def read_metrics(folder: Path) -> list[dict]:
             if rows and number == len(lines):
                 break
             row = None
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_number, row.values())):
+        whole = isinstance(row, dict) and type(row.get("step")) is int
+        if not whole or not all(type(value) in (int, float) for value in row.values()):
             raise UserError(f"{path}, line {number}: not a record of a run; restore the file, or move its folder away")
         rows.append(row)
     return rows
-
-
-def _is_number(value) -> bool:
-    return type(value) in (int, float)
 
 
 def machine() -> dict:
     """What the run is computed with: versions, processor, settings, git commit and whether the tree was dirty."""
     versions = {}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -203,7 +164,7 @@ def machine() -> dict:
         "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
         "settings": PROCESSOR_SETTINGS,
         "device": paddle.get_device(),
-        "gpu": paddle.device.cuda.get_device_name() if paddle.get_device().startswith("gpu") else None,
+        "gpu": paddle.device.cuda.get_device_name() if on_gpu() else None,
     }
 
 
@@ -220,8 +181,5 @@ def _git(*arguments) -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -30,7 +30,7 @@ from common.processes import end_with_parent
 from data import dataset_sizes
 from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings
-from reproduce.cli import SIGNALS, Parser, Stopped, has_gpu, parse, run_command, say
+from reproduce.cli import SIGNALS, Parser, Stopped, StopRequest, has_gpu, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
 
 
@@ -104,10 +104,8 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Stu
     changes = vars(parse(parser, more))
     for arm in arms:
         if clash := sorted(study.arms[arm].keys() & changes.keys()):
-            raise UserError(
-                f"--{clash[0]}: the arm {arm} is defined by its own; leave it out, or choose other arms with --arm "
-                "(--list shows what each sets)"
-            )
+            text = f"--{clash[0]}: the arm {arm} is defined by its own"
+            raise UserError(f"{text}; leave it out, or choose other arms with --arm (--list shows what each sets)")
     found = []
     for seed in range(1, seeds + 1):
         for arm in arms:
@@ -133,9 +131,8 @@ def finished(run: StudyRun, out: Path) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         raise UserError(f"{header}: is not the record of a run; remove its folder or mend it") from None
     if changed:
-        raise UserError(
-            f"{header.parent}: holds a run with other settings ({changed}); say --out FOLDER to keep this study apart"
-        )
+        text = f"{header.parent}: holds a run with other settings ({changed})"
+        raise UserError(f"{text}; say --out FOLDER to keep this study apart")
     return is_finished
 
 
@@ -146,11 +143,8 @@ def main() -> None:
     arms, out = options.arm or list(study.arms), Path(options.out)
     runs = runs_of(options.study, seeds, arms, more)
     todo = [run for run in runs if not finished(run, out)]
-    say(
-        "study",
-        f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds, {len(runs) - len(todo)} of {len(runs)} "
-        "runs finished",
-    )
+    text = f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds"
+    say("study", f"{text}, {len(runs) - len(todo)} of {len(runs)} runs finished")
     if todo:
         say("time", _estimate(todo))
     if options.list:
@@ -165,11 +159,9 @@ def _checked(options, more: list[str]) -> Study:
         raise UserError(f"unknown study {options.study!r}: {near(options.study, STUDIES)}")
     study = STUDIES[options.study]
     if any(word.split("=")[0] in ("--run", "--seed", "--restart", "--dry_run") for word in more):
-        raise UserError(
-            "--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm NAME, --list"
-        )
+        raise UserError("--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm, --list")
     for name in ("seeds", "jobs"):
-        if (getattr(options, name) or 1) < 1 or getattr(options, name) == 0:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
     for arm in options.arm:
         if arm not in study.arms:
@@ -182,19 +174,15 @@ def _checked(options, more: list[str]) -> Study:
 
 def _estimate(todo: list[StudyRun]) -> str:
     """How long the matrix products of these runs take: on the GPU here, on a named one, or on this CPU."""
-    work, gpu = 0, plan.gpu_here() if has_gpu() else plan.gpu_named("A100 40GB")
+    work, gpu = 0, plan.gpu_here() if has_gpu() else None
     for run in todo:
         sizes = dataset_sizes(run.recipe.dataset, run.recipe.data_dir, **run.recipe.split())
         config = run.recipe.network(sizes.classes)
         recipe = plan.resolve(plan.with_epochs(run.recipe, sizes), config, gpu, 1)
-        planned = plan.make_plan(recipe, config, sizes)
-        work += planned.flops_training + planned.flops_evaluation
-    if not has_gpu() and work < _FOR_A_CPU:
-        return f"at least {plan.duration(work / plan.measured_flops_per_second())} on this CPU (its matrix products)"
-    if not gpu.peak_16:
-        return f"not known for {gpu.name}"
-    hours = work / (0.4 * gpu.peak_16 * 1e12) / 3600
-    return f"about {hours:.1f} {gpu.name} hours at 40 % of its 16-bit peak (estimate, {len(todo)} runs)"
+        work += plan.make_plan(recipe, config, sizes).flops
+    if gpu is None and work > _FOR_A_CPU:
+        gpu = plan.gpu_named("A100 40GB")
+    return plan.time_needed(work, "fp32" if gpu is None else "bf16", gpu)
 
 
 _FOR_A_CPU = 1e17  # FLOPs from which on a study is one for GPUs
@@ -216,37 +204,30 @@ class Runner:
         self.waiting = deque(todo)
         self.running: dict[subprocess.Popen, tuple[StudyRun, int]] = {}  # and its place, 0 to jobs - 1
         self.failed: list[tuple[StudyRun, int]] = []
-        self.asked: list[int] = []  # signals
         self.began = time.monotonic()
 
     def run(self) -> None:
         """To the end of all runs, or of those under way when one fails or a signal comes."""
-        before = {number: signal.signal(number, lambda number, frame: self.asked.append(number)) for number in SIGNALS}
-        told = 0  # signals that the runs have been told: each is told once
-        try:
-            while self.running or (self.waiting and not self._ending):
-                while self.waiting and len(self.running) < self.jobs and not self._ending:
-                    self._start(self.waiting.popleft())
-                time.sleep(0.1)
-                for number in self.asked[told:]:
-                    self._tell(number)
-                    told += 1
-                self._collect()
-        finally:  # also when a process cannot be started, or nobody reads what is printed
-            self._tell(signal.SIGTERM)
-            for child in self.running:
-                child.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with StopRequest() as stop:
+            told = False
+            try:
+                while self.running or (self.waiting and not (self.failed or stop.signal)):
+                    while self.waiting and len(self.running) < self.jobs and not (self.failed or stop.signal):
+                        self._start(self.waiting.popleft())
+                    time.sleep(0.1)
+                    self._collect()
+                    if not told and (self.failed or stop.signal):
+                        told = True
+                        self._tell(stop.signal or signal.SIGTERM)
+            finally:  # also when a process cannot be started, or nobody reads what is printed
+                self._tell(signal.SIGTERM)
+                for child in self.running:
+                    child.wait()
         if self.failed:
             self._report()
         if self.waiting:
-            raise Stopped(self.asked[0], f"before {self.waiting[0].name}")
+            raise Stopped(stop.signal, f"before {self.waiting[0].name}")
         say("finished", f"all {self.total} runs; python -m reproduce.report writes their tables")
-
-    @property
-    def _ending(self) -> bool:
-        return bool(self.failed or self.asked)
 
     def _tell(self, number: int) -> None:
         for child in self.running:
@@ -255,19 +236,17 @@ class Runner:
     def _collect(self) -> None:
         for child in [child for child in self.running if child.poll() is not None]:
             run, _ = self.running.pop(child)
-            if child.returncode and not self._ending:
-                self._tell(signal.SIGTERM)
             if child.returncode:
-                self.failed.append((run, child.returncode))
+                code = child.returncode
+                self.failed.append((run, 128 - code if code < 0 else code))
 
     def _start(self, run: StudyRun) -> None:
         """Train one run in a process of its own. Of several at a time each has its share of the machine, and a file."""
         say("run", f"{self.total - len(self.waiting)} of {self.total}, {run.name}{self._time_left()}")
         place = min(set(range(self.jobs)) - {place for _, place in self.running.values()})
-        arguments = run.arguments
+        words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *run.arguments]
         if self.out != ROOT:  # a run's record repeats its command
-            arguments = [*arguments, "--out", str(self.out)]
-        words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *arguments]
+            words += ["--out", str(self.out)]
         options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
         if self.jobs == 1:
             self.running[subprocess.Popen(words, **options)] = run, place
@@ -294,17 +273,15 @@ class Runner:
 
     def _report(self) -> None:
         """Raise what says which of the runs failed and how; of several that one which was not stopped by a signal."""
-        ends = [(run, 128 - code if code < 0 else code) for run, code in self.failed]
-        run, code = min(ends, key=lambda end: end[1] - 128 in SIGNALS)
+        run, code = min(self.failed, key=lambda end: end[1] - 128 in SIGNALS)
         if code - 128 in SIGNALS:
             raise Stopped(code - 128, f"in {run.name}")
         where = "above"
         if self.jobs > 1:
             where = str(self._output(run))
             print("\n".join(self._output(run).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
-        raise UserError(
-            f"{run.name} ended with exit code {code}, see {where}; finished runs stay, the same command goes on"
-        )
+        text = f"{run.name} ended with exit code {code}, see {where}"
+        raise UserError(f"{text}; finished runs stay, the same command goes on")
 
 
 def _parser() -> Parser:

@@ -15,9 +15,9 @@ Ctrl-C saves and stops it; the same command continues a run that was stopped, ho
 
 import itertools
 import math
-import queue
-import threading
 import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 
@@ -28,12 +28,14 @@ from models import build
 from models.fast_cpu import speed_up
 from models.weights import load_pretrained
 from reproduce import checkpoint, distributed
-from reproduce.cli import StopRequest, is_out_of_memory, run_command, say
+from reproduce.cli import StopRequest, is_out_of_memory, on_gpu, run_command, say
 from reproduce.job import Job, finish, prepare
 from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, make_optimizer
 from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 from reproduce.run import Run
+
+AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
 
 
 def main() -> None:
@@ -81,11 +83,8 @@ def load_data(recipe: Recipe) -> DataSet:
     if recipe.batch_size > len(data.train):
         say("note", f"a batch of {recipe.batch_size} is larger than the {len(data.train)} training images")
     if recipe.warmup_steps >= recipe.num_steps:
-        say(
-            "note",
-            f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}: the rate stays below "
-            f"{recipe.learning_rate}",
-        )
+        text = f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}"
+        say("note", f"{text}: the rate stays below {recipe.learning_rate}")
     return data
 
 
@@ -99,7 +98,7 @@ def build_network(recipe: Recipe, num_classes: int, fused: bool):
         model.fuse_attention()
     for line in load_pretrained(model, recipe.pretrained, recipe.second_pretrained):
         say("weights", line)
-    if paddle.get_device() == "cpu":
+    if not on_gpu():
         speed_up(model)
     return model
 
@@ -122,7 +121,7 @@ def updates(recipe: Recipe, model, optimizer, scaler, images, first: int):
             raise MemoryError
         size = math.ceil(size / 2)
         say("note", f"step {step:,}: out of memory; goes on with --micro_batch_size {size}")
-        if paddle.get_device().startswith("gpu"):
+        if on_gpu():
             paddle.device.cuda.empty_cache()
         stream = micro_batches(recipe, images, step, size)
 
@@ -146,8 +145,8 @@ def train_step(recipe: Recipe, model, optimizer, scaler, step: int, batches) -> 
         scaler.unscale_(optimizer)  # the norm is that of the true gradients
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = global_norm(gradients).astype("float64").reshape([1])
-    numbers = paddle.concat([distributed.sum_on_device(sums), norm]).tolist()  # the one transfer of an update
-    loss, cross_entropy, kl, norm = numbers
+    numbers = paddle.concat([distributed.sum_on_device(sums), norm])
+    loss, cross_entropy, kl, norm = numbers.tolist()  # the one transfer of an update
     clip(gradients, norm, recipe.max_grad_norm or math.inf)
     apply_gradients(optimizer, scaler)
     return {
@@ -185,9 +184,6 @@ def add_gradients(recipe: Recipe, model, scaler, batches):
     return sums
 
 
-AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
-
-
 def micro_batches(recipe: Recipe, images, first: int, size: int):
     """(images, labels) of every micro-batch of this process from update `first` on, at most `size` images each."""
     augmentation = Augmentation(min_area=recipe.crop_min_area, flip=recipe.flip)
@@ -200,7 +196,7 @@ def micro_batches(recipe: Recipe, images, first: int, size: int):
                 yield samples[piece], draws[piece]
 
     stream = images.stream(requests(), recipe.image_size, augmentation, recipe.workers, recipe.scale)
-    return ahead(stream) if paddle.get_device().startswith("gpu") else stream
+    return ahead(stream) if on_gpu() else stream
 
 
 def pieces_of_a_batch(recipe: Recipe, size: int) -> list[slice]:
@@ -213,38 +209,12 @@ def pieces_of_a_batch(recipe: Recipe, size: int) -> list[slice]:
 
 def ahead(stream, count: int = 2):
     """The items of `stream`, made by a thread up to `count` ahead, so that a GPU does not wait for them."""
-    place, made, end = paddle.framework._current_expected_place(), queue.Queue(count), threading.Event()
-
-    def make():
-        paddle.framework._set_expected_place(place)  # a new thread would take the first GPU
-        try:
-            for item in stream:
-                if not hand_on((item, None)):
-                    return
-            hand_on((None, StopIteration()))
-        except BaseException as error:
-            hand_on((None, error))
-
-    def hand_on(item) -> bool:
-        while not end.is_set():
-            try:
-                made.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
+    place = paddle.framework._current_expected_place()  # a new thread would take the first GPU
+    with ThreadPoolExecutor(1, initializer=paddle.framework._set_expected_place, initargs=(place,)) as thread:
+        made = deque(thread.submit(next, stream, None) for _ in range(count))
+        while (item := made.popleft().result()) is not None:
+            made.append(thread.submit(next, stream, None))
             yield item
-    finally:
-        end.set()
 
 
 if __name__ == "__main__":

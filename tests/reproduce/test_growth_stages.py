@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import SHARED, assert_user_error
+from in_process import call
 from running import Run
 
 from models import build, model_config
@@ -26,8 +27,9 @@ def photos():
     return folder
 
 
-def test_both_networks_train_and_the_evaluation_repeats_each(command, tmp_path, photos):
-    done = command("reproduce.train", "growth_stages", "--data_dir", photos, *TINY, "--run", "pair")
+def test_both_networks_train_and_the_evaluation_repeats_each(tmp_path, photos):
+    words = ("growth_stages", "--data_dir", photos, *TINY, "--run", "pair", "--out", tmp_path)
+    done = call("reproduce.train", *words)
     assert done.returncode == 0, done.stderr
     assert "12 to train on, 16 held out" in done.stdout and "there are no test images" in done.stdout
     assert "(chosen on validation): the validation images (there are no test images) top-1" in done.stdout
@@ -39,14 +41,14 @@ def test_both_networks_train_and_the_evaluation_repeats_each(command, tmp_path, 
     assert rows[0]["train/kl"] > 1e-3  # two networks differ from the first update on
 
     best = json.loads((tmp_path / "logs" / "pair" / "run.json").read_text())["result"]["best"]
-    done = command("reproduce.evaluate", tmp_path / "checkpoints" / "pair" / "best.pdparams", "--data_dir", photos)
+    done = call("reproduce.evaluate", tmp_path / "checkpoints" / "pair" / "best.pdparams", "--data_dir", photos)
     assert done.returncode == 0, done.stderr
     assert "Res2Net50_vd_26w_4s and SE_ResNet50_vd, 32 px, 4 classes" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert {key: found[key] for key in best["test"]} == best["test"]
     assert found["first"] == best["test_first"] and found["second"] == best["test_second"]
     assert found["first"] != found["second"] and found["total"] == 16
-    done = command("reproduce.predict", tmp_path / "checkpoints" / "pair" / "best.pdparams", next(photos.glob("img/*")))
+    done = call("reproduce.predict", tmp_path / "checkpoints" / "pair" / "best.pdparams", next(photos.glob("img/*")))
     assert done.returncode == 0, done.stderr
 
 
@@ -103,12 +105,12 @@ def test_a_file_of_paddleclas_starts_either_network_but_for_its_head(tmp_path):
             np.testing.assert_array_equal(value.numpy(), state[name].numpy(), err_msg=name)
 
 
-def test_files_that_do_not_fit(command, tmp_path):
+def test_files_that_do_not_fit(tmp_path):
     model = build(model_config("SE_ResNet50_vd", 1000, 32))
     save_weights(tmp_path / "imagenet.pdparams", model, {})
-    done = command("reproduce.evaluate", tmp_path / "imagenet.pdparams")
+    done = call("reproduce.evaluate", tmp_path / "imagenet.pdparams")
     assert_user_error(done, "knows ImageNet's classes", "--pretrained")
-    done = command("reproduce.train", "digits", "--pretrained", tmp_path / "imagenet.pdparams")
+    done = call("reproduce.train", "digits", "--pretrained", tmp_path / "imagenet.pdparams", "--out", tmp_path)
     assert_user_error(done, "imagenet.pdparams", "does not fit this network")
 
 
@@ -125,8 +127,9 @@ def test_files_that_do_not_fit(command, tmp_path):
         (["--dataset", "images", "--data_dir", "tests/models"], ["tests/models"]),
     ],
 )
-def test_bad_settings(command, photos, arguments, fragments):
-    assert_user_error(command("reproduce.train", "growth_stages", "--data_dir", photos, *arguments), *fragments)
+def test_bad_settings(tmp_path, photos, arguments, fragments):
+    words = ("growth_stages", "--data_dir", photos, *arguments, "--out", tmp_path)
+    assert_user_error(call("reproduce.train", *words), *fragments)
 
 
 def test_batch_norm_refuses_several_processes(tmp_path, photos):
@@ -135,8 +138,8 @@ def test_batch_norm_refuses_several_processes(tmp_path, photos):
 
 
 @pytest.mark.parametrize("changes", [(), ("--alpha", 0), ("--second_model", "", "--dropout", 0.1)])
-def test_the_runs_to_compare_with(command, photos, changes):
-    done = command("reproduce.train", "growth_stages", "--data_dir", photos, "--dry_run", "--image_size", 64, *changes)
+def test_the_runs_to_compare_with(photos, changes):
+    done = call("reproduce.train", "growth_stages", "--data_dir", photos, "--dry_run", "--image_size", 64, *changes)
     assert done.returncode == 0, done.stderr
     assert "142 training images (growth_stages), 2.0 epochs" in done.stdout
 
@@ -144,20 +147,8 @@ def test_the_runs_to_compare_with(command, photos, changes):
 @pytest.mark.slow
 def test_a_run_is_not_continued_on_other_pictures(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "photos")
-    run = Run(
-        tmp_path,
-        "growth_stages_vit",
-        "--pretrained",
-        "",
-        "--image_size",
-        32,
-        "--data_dir",
-        tmp_path / "photos",
-        "--save_every",
-        1,
-        "--workers",
-        0,
-    )
+    short = ("--pretrained", "", "--image_size", 32, "--save_every", 1, "--workers", 0)
+    run = Run(tmp_path, "growth_stages_vit", "--data_dir", tmp_path / "photos", *short)
     process = run.start()
     run.await_step(process, 3)
     process.kill()
@@ -170,25 +161,15 @@ def test_a_run_is_not_continued_on_other_pictures(tmp_path, photos):
     assert run.finish() == 0, run.stderr
 
 
-def test_a_table_of_other_classes(command, tmp_path):
+def test_a_table_of_other_classes(tmp_path):
     from PIL import Image
 
     for name in ("red", "green", "blue"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (40, 30), name).save(tmp_path / "pictures" / name / f"{number}.png")
-    done = command("reproduce.train", "growth_stages", "--data_dir", tmp_path / "pictures", *TINY)
-    assert_user_error(done, "--dataset images")
-    done = command(
-        "reproduce.train",
-        "images_vit_ti16",
-        "--pretrained",
-        "",
-        "--data_dir",
-        tmp_path / "pictures",
-        *TINY,
-        "--batch_size",
-        3,
-    )
+    where = ("--data_dir", tmp_path / "pictures", *TINY, "--out", tmp_path)
+    assert_user_error(call("reproduce.train", "growth_stages", *where), "--dataset images")
+    done = call("reproduce.train", "images_vit_ti16", "--pretrained", "", *where, "--batch_size", 3)
     assert done.returncode == 0, done.stderr
     assert "9 to train on, 3 held out of them, 3 to test on" in done.stdout

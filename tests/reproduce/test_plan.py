@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import assert_user_error
+from in_process import call
 from paddle.base import core
 
 from data import dataset_sizes
@@ -185,14 +186,14 @@ def test_what_is_given_stays_and_a_process_takes_no_more_than_its_share():
     assert resolved(HEADLINE, A100, processes=16)[0].micro_batch_size == 32
 
 
-def test_a_network_that_does_not_fit_is_refused_with_what_helps(command):
-    done = command("reproduce.train", "cifar100_vit_l16_rdrop", "--dry_run", "--gpu", "4")
+def test_a_network_that_does_not_fit_is_refused_with_what_helps():
+    done = call("reproduce.train", "cifar100_vit_l16_rdrop", "--dry_run", "--gpu", "4")
     assert_user_error(done, "needs about", "GiB for one image in bf16", "--recompute true")
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp16", "fp32"])
-def test_a_dry_run_for_another_gpu(command, precision):
-    done = command("reproduce.train", HEADLINE, "--dry_run", "--gpu", "V100 32GB", "--precision", precision)
+def test_a_dry_run_for_another_gpu(precision):
+    done = call("reproduce.train", HEADLINE, "--dry_run", "--gpu", "V100 32GB", "--precision", precision)
     assert done.returncode == 0, done.stderr
     assert f"as on V100 32GB, {'fp32' if precision == 'auto' else precision}, micro-batches of" in done.stdout
     assert "of 32 GiB a GPU (estimate)" in done.stdout and "% of the peak of V100" in done.stdout
@@ -202,8 +203,9 @@ def test_hours_are_the_work_over_the_peak():
     recipe, config, sizes = resolved(HEADLINE, A100)
     planned = make_plan(recipe, config, sizes)
     hours = (planned.flops_training + planned.flops_evaluation) / (0.4 * 312e12) / 3600
-    assert plan.hours(planned, recipe, A100).startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
-    assert "not known for X" in plan.hours(planned, recipe, Gpu("X", 10))
+    found = plan.time_needed(planned.flops, recipe.precision, A100)
+    assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
+    assert "not known for X" in plan.time_needed(planned.flops, "fp32", Gpu("X", 10))
 
 
 def test_names_of_cards():

@@ -12,40 +12,27 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
 import pytest
 from conftest import assert_user_error
+from in_process import call
 from PIL import Image
 from visualdl import LogReader
 
 from data import load_dataset
 from models import build_model, model_config
 from models.weights import read_weights
-from reproduce import ROOT, train
-from reproduce.job import Job
+from reproduce import ROOT, checkpoint, cli, curves, run, train
+from reproduce.job import Job, finish
 from reproduce.optim import clip, global_norm, make_optimizer
 from reproduce.recipes import get_recipe
 from reproduce.run import training_record
 
-SHORT = (
-    "digits",
-    "--num_steps",
-    24,
-    "--warmup_steps",
-    4,
-    "--eval_every",
-    8,
-    "--batch_size",
-    16,
-    "--log_every",
-    4,
-    "--save_every",
-    5,
-    "--run",
-    "short",
-)
+SHORT = ("digits", "--num_steps", 24, "--warmup_steps", 4, "--eval_every", 8, "--batch_size", 16, "--log_every", 4)
+SHORT += ("--save_every", 5, "--run", "short")
 
 
 def records(folder):
@@ -55,7 +42,7 @@ def records(folder):
 def test_train_then_evaluate(command, tmp_path):
     done = command("reproduce.train", *SHORT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("recipe:     digits")
+    assert done.stdout.startswith("recipe:     digits") and "of training left at this speed" in done.stdout
     logs, saved = tmp_path / "logs" / "short", tmp_path / "checkpoints" / "short"
 
     header = json.loads((logs / "run.json").read_text())
@@ -88,7 +75,7 @@ def test_train_then_evaluate(command, tmp_path):
 
     for name, expected in (("best", best["test"]), ("last", header["result"]["last"]["test"])):
         predictions = tmp_path / f"{name}.npz"
-        done = command("reproduce.evaluate", saved / f"{name}.pdparams", "--output", predictions)
+        done = call("reproduce.evaluate", saved / f"{name}.pdparams", "--output", predictions)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
         assert {key: found[key] for key in expected} == expected  # to the last digit
@@ -96,26 +83,21 @@ def test_train_then_evaluate(command, tmp_path):
         for key in two:
             np.testing.assert_array_equal(one[key], two[key])
 
-    again = command("reproduce.train", *SHORT)
+    short = ("reproduce.train", *SHORT, "--out", tmp_path)
+    again = call(*short)
     assert again.returncode == 0 and "finished:" in again.stdout and records(logs) == rows
+    assert_user_error(call(*short, "--alpha", "0.25"), "other settings (alpha 1.0 -> 0.25)", "--restart")
     (saved / "last.pdparams").rename(saved / "moved")  # the record of a finished run is never overwritten
     refused = "finished run whose weights last.pdparams are"
-    assert_user_error(command("reproduce.train", *SHORT), f"{refused} not here", "--restart")
+    assert_user_error(call(*short), f"{refused} not here", "--restart")
     whole = (saved / "moved").read_bytes()
     (saved / "last.pdparams").write_bytes(whole[: len(whole) // 2])
-    assert_user_error(command("reproduce.train", *SHORT), f"{refused} damaged", "--restart")
+    assert_user_error(call(*short), f"{refused} damaged", "--restart")
     (saved / "moved").rename(saved / "last.pdparams")
-    anew = command("reproduce.train", *SHORT, "--restart")
-    assert anew.returncode == 0
+    assert call(*short, "--restart").returncode == 0
     assert (tmp_path / "logs" / "short.old-1" / "metrics.jsonl").exists()
     untimed = [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
     assert [{k: v for k, v in row.items() if "per_second" not in k} for row in records(logs)] == untimed
-
-
-def test_a_run_of_other_settings_is_not_continued(command, tmp_path):
-    assert command("reproduce.train", *SHORT).returncode == 0
-    (tmp_path / "checkpoints" / "short" / "last.pdparams").unlink()  # else it counts as finished
-    assert_user_error(command("reproduce.train", *SHORT, "--alpha", "0.25"), "alpha 1.0 -> 0.25", "--restart")
 
 
 def gradients(recipe):
@@ -143,10 +125,46 @@ def test_micro_batches_do_not_change_loss_or_gradient(micro_batch_size):
 
 def trained(tmp_path, name="run", **changes):
     """Records of a short run of digits in this process."""
-    recipe = get_recipe("digits", num_steps=6, warmup_steps=2, eval_every=0, log_every=1, precision="fp32", **changes)
+    short = {"num_steps": 6, "warmup_steps": 2, "eval_every": 0, "log_every": 1, "precision": "fp32"}
+    recipe = get_recipe("digits", **{**short, "save_every": 0, **changes})
     with contextlib.redirect_stdout(io.StringIO()) as stdout:
         train.train(Job(recipe, name, tmp_path))
     return [row["train/loss"] for row in records(tmp_path / "logs" / name)], stdout.getvalue()
+
+
+def test_on_a_gpu_a_run_is_saved_by_time_and_records_its_memory(tmp_path, monkeypatch):
+    """Emulated: an update takes 4 minutes and a save is due after more than 10, so after updates 3 and 6; the end."""
+    clock, saved, save, step = [0.0], [], checkpoint.save, train.train_step
+
+    def saving(folder, state):
+        saved.append(state.progress.step)
+        return save(folder, state)
+
+    def four_minutes_later(*arguments):
+        clock[0] += 240
+        return step(*arguments)
+
+    monkeypatch.setattr(run, "on_gpu", lambda: True)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
+    monkeypatch.setattr(paddle.device.cuda, "max_memory_reserved", lambda: 3 * 2**30)
+    monkeypatch.setattr(checkpoint, "save", saving)
+    monkeypatch.setattr(train, "train_step", four_minutes_later)
+    trained(tmp_path, num_steps=8)
+    assert saved == [3, 6, 8]
+    assert {row["train/gpu_memory_gib"] for row in records(tmp_path / "logs" / "run")} == {3.0}
+    saved.clear()
+    trained(tmp_path, "by steps", num_steps=8, save_every=5)
+    assert saved == [5, 8]
+
+
+def test_the_precision_that_was_chosen_once_is_kept_on_resume(tmp_path):
+    """A run that was begun in fp32 goes on in it where `auto` would choose bf16; with --precision the user decides."""
+    started = ("reproduce.train", "digits", "--dry_run", "--gpu", "A100 40GB", "--run", "x", "--out", tmp_path)
+    assert "as on A100 40GB, bf16, micro-batches of 64, fused attention" in call(*started).stdout
+    (tmp_path / "logs" / "x").mkdir(parents=True)
+    (tmp_path / "logs" / "x" / "run.json").write_text('{"recipe": {"precision": "fp32"}}')
+    assert "as on A100 40GB, fp32, micro-batches of 64 (auto: " in call(*started).stdout
+    assert "as on A100 40GB, fp16, micro-batches" in call(*started, "--precision", "fp16").stdout
 
 
 def test_recompute_is_the_same_to_the_bit(tmp_path):
@@ -264,8 +282,8 @@ def test_a_record_has_means_over_its_updates_and_leaves_out_the_norms_of_skipped
     assert "train/gradient_norm" not in training_record(updates[1:], 8)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
-    done = command("reproduce.train", *SHORT, "--learning_rate", "1e30", "--max_grad_norm", 0)
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(tmp_path):
+    done = call("reproduce.train", *SHORT, "--learning_rate", "1e30", "--max_grad_norm", 0, "--out", tmp_path)
     assert_user_error(done, "no checkpoint yet", "--learning_rate")
     assert re.search(r"step \d+: the (loss|gradient norm) is (nan|inf)", done.stderr)
 
@@ -276,6 +294,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
         (["dgits"], ["unknown recipe 'dgits'", "did you mean digits"]),
         (["digits", "--num_step", "5"], ["unknown: --num_step 5", "did you mean --num_steps"]),
         (["digits", "--lr", "0.1"], ["unknown: --lr 0.1", "here it is --learning_rate"]),
+        (["digits", "--epochs=3"], ["unknown: --epochs=3", "here it is --num_epochs"]),
         (["digits", "--resume"], ["the same command again"]),
         (["digits", "--gpu", "A100"], ["--gpu A100: is for --dry_run"]),
         (["digits", "--gpu", "Z80", "--dry_run"], ["--gpu Z80: known are", "A100"]),
@@ -300,27 +319,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(command):
         (["digits", "--train_per_class", "5000"], ["class 0 has", "--train_per_class 5000"]),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, fragments):
-    assert_user_error(command("reproduce.train", *arguments), *fragments)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, fragments):
+    assert_user_error(call("reproduce.train", *arguments, "--out", tmp_path), *fragments)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_folder_that_cannot_be_written(command, tmp_path):
-    (tmp_path / "logs").write_text("a file where the folder should be")
-    assert_user_error(command("reproduce.train", *SHORT), f"{tmp_path}/logs: cannot be written")
+@pytest.mark.parametrize("name", ["logs", "checkpoints"])
+def test_a_folder_that_cannot_be_written(tmp_path, name):
+    (tmp_path / name).write_text("a file where the folder should be")
+    assert_user_error(call("reproduce.train", *SHORT, "--out", tmp_path), f"{tmp_path}/{name}: ", "check the path")
 
 
-def test_weights_of_another_shape(command, tmp_path, vit_ti16_file):
-    done = command("reproduce.train", *SHORT, "--pretrained", vit_ti16_file)
+def test_weights_of_another_shape(tmp_path, vit_ti16_file):
+    done = call("reproduce.train", *SHORT, "--pretrained", vit_ti16_file, "--out", tmp_path)
     assert_user_error(done, str(vit_ti16_file), "does not fit this network", "patch_embed.proj.weight is")
-    done = command("reproduce.evaluate", vit_ti16_file)  # 1000 ImageNet classes, no such data here
+    done = call("reproduce.evaluate", vit_ti16_file)  # 1000 ImageNet classes, no such data here
     assert_user_error(done, "data/downloads/imagenet/train: no such folder")
 
 
-def test_list_and_dry_run_say_everything_and_write_nothing(command, tmp_path):
-    done = command("reproduce.train", "--list")
+def test_list_and_dry_run_say_everything_and_write_nothing(tmp_path):
+    done = call("reproduce.train", "--list")
     assert done.returncode == 0 and "cifar100_vit_l16_baseline" in done.stdout
-    done = command("reproduce.train", "cifar100_vit_b16_rdrop", "--dry_run")
+    done = call("reproduce.train", "cifar100_vit_b16_rdrop", "--dry_run", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for text in (
         "86,167,396 parameters",
@@ -334,68 +354,65 @@ def test_list_and_dry_run_say_everything_and_write_nothing(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_default_recipe_without_a_gpu_is_digits_and_says_so(command):
-    done = command("reproduce.train", "--dry_run")
+def test_default_recipe_without_a_gpu_is_digits_and_says_so():
+    done = call("reproduce.train", "--dry_run")
     why = "chosen because PaddlePaddle sees no GPU; cifar100_vit_b16_rdrop needs one"
     assert done.stdout.splitlines()[0].startswith(f"recipe:     digits ({why})")
 
 
 @pytest.mark.slow
-def test_one_real_update_of_the_headline_on_the_cpu(command, tmp_path, cifar100_folder):
-    """ViT-B/16 at 384 px from a fabricated file in Google's layout, on real CIFAR-100 images."""
+@pytest.mark.parametrize(
+    ("recipe", "steps", "tokens", "parameters"),
+    [("cifar100_vit_b16_rdrop", 1, 577, 86_167_396), ("cifar100_vit_b16_fast", 2, 197, 85_875_556)],
+)
+def test_real_updates_of_the_headline_on_the_cpu(tmp_path, cifar100_folder, recipe, steps, tokens, parameters):
+    """ViT-B/16 at 384 and 224 px from a fabricated file in Google's layout, on real CIFAR-100 images."""
     sys.path.insert(0, str(ROOT / "tests" / "models"))
     from weight_files import google, random_state
 
     config = model_config("ViT-B_16", 21_843, 224)
     np.savez(tmp_path / "ViT-B_16.npz", **google(random_state(config), config))
-    done = command(
-        "reproduce.train",
-        "cifar100_vit_b16_rdrop",
-        "--num_steps",
-        1,
-        "--batch_size",
-        2,
-        "--eval_every",
-        0,
-        "--data_dir",
-        cifar100_folder,
-        "--pretrained",
-        tmp_path / "ViT-B_16.npz",
-        "--run",
-        "one",
-    )
+    small = ("--batch_size", 2, "--num_steps", steps, "--warmup_steps", 1, "--eval_every", 0, "--log_every", 1)
+    files = ("--data_dir", cifar100_folder, "--pretrained", tmp_path / "ViT-B_16.npz", "--out", tmp_path)
+    done = call("reproduce.train", recipe, *small, *files, "--run", "one")
     assert done.returncode == 0, done.stderr
-    assert "pos_embed 197 -> 577 tokens" in done.stdout
-    (row,) = records(tmp_path / "logs" / "one")
-    assert row["train/cross_entropy"] == pytest.approx(np.log(100), abs=1e-5)  # the zero head
+    assert ("pos_embed 197 -> 577 tokens" in done.stdout) == (tokens == 577)
+    rows = records(tmp_path / "logs" / "one")
+    assert len(rows) == steps
+    assert rows[0]["train/cross_entropy"] == pytest.approx(np.log(100), abs=1e-5)  # the zero head
     weights = read_weights(tmp_path / "checkpoints" / "one" / "last.pdparams")
-    assert sum(value.size for value in weights.arrays.values()) == 86_167_396
+    assert sum(value.size for value in weights.arrays.values()) == parameters
+    assert weights.arrays["pos_embed"].shape == (1, tokens, 768)
     assert weights.arrays["head.bias"].any()  # it did learn
 
 
 @pytest.mark.slow
-def test_small_real_cifar100_run(command, tmp_path, cifar100_folder, vit_ti16_file):
-    done = command(
-        "reproduce.train",
-        "cifar100_vit_ti16",
-        "--num_steps",
-        12,
-        "--warmup_steps",
-        2,
-        "--eval_every",
-        0,
-        "--data_dir",
-        cifar100_folder,
-        "--pretrained",
-        vit_ti16_file,
-        "--run",
-        "small",
-        "--log_every",
-        3,
-    )
+def test_small_real_cifar100_run(tmp_path, cifar100_folder, vit_ti16_file):
+    short = ("--num_steps", 12, "--warmup_steps", 2, "--eval_every", 0, "--log_every", 3, "--run", "small")
+    files = ("--data_dir", cifar100_folder, "--pretrained", vit_ti16_file, "--out", tmp_path)
+    done = call("reproduce.train", "cifar100_vit_ti16", *short, *files)
     assert done.returncode == 0, done.stderr
     losses = [row["train/cross_entropy"] for row in records(tmp_path / "logs" / "small")]
     assert losses[0] == pytest.approx(np.log(100), abs=0.2) and losses[-1] < losses[0]
+
+
+def test_flags_of_the_cpu_are_not_set_on_a_gpu(monkeypatch):
+    told = {}
+    monkeypatch.setattr(cli, "has_gpu", lambda: True)
+    monkeypatch.setattr(cli, "SET_HERE", {"FLAGS_use_stride_kernel"})
+    monkeypatch.setattr(paddle, "set_device", lambda name: told.update(device=name))
+    monkeypatch.setattr(paddle, "set_flags", told.update)
+    cli.choose_device("cpu")
+    assert told == {"device": "cpu"}
+    cli.choose_device("auto")
+    assert told == {"device": "gpu", "FLAGS_use_stride_kernel": True}
+
+
+def test_the_result_comes_first_and_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curves, "draw_run", lambda *given: 1 / 0)
+    finish(Job(get_recipe("digits"), "run", tmp_path, result={"last": {"step": 6}}))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("last:       step 6") and "could not be drawn (division by zero)" in lines[-1]
 
 
 def test_processor_settings_hold_for_python_m():
