@@ -9,7 +9,7 @@ import numpy as np
 from common.atomic import require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from data.download import check_sums, fetch
+from data.download import fetch, wrong_md5
 from data.in_memory import InMemory
 from data.unpack import extract_tar
 
@@ -104,7 +104,7 @@ def _check_own_archive(archive: Path, source: _Source, name: str) -> None:
     if not archive.exists():
         raise UserError(f"{archive.parent}: holds neither {_FOLDERS[name]}/ nor {archive.name}; {advice}")
     require_file(archive)
-    if problem := check_sums(archive, md5=source.md5):
+    if problem := wrong_md5(archive, source.md5):
         raise UserError(f"{archive}: {problem}; {advice}")
 
 
