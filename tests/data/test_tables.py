@@ -234,7 +234,7 @@ def test_a_table_of_paths_anywhere_and_repeated_rows(tmp_path):
 def test_shares_are_rounded_by_class_and_never_to_nothing():
     assert [held_out_of(n, 0.1) for n in (2, 4, 5, 14, 15, 23, 60, 39, 36)] == [1, 1, 1, 1, 2, 2, 6, 4, 4]
     labels = np.repeat([0, 1, 2], [2, 30, 100])
-    train, held_out = split_indices(labels, 0, 0, 0, validation_share=0.1)
+    train, held_out = split_indices(labels, 0, 0, 0.1, 0)
     np.testing.assert_array_equal(np.bincount(labels[held_out]), [1, 3, 10])
     assert len(train) == 118 and not set(train) & set(held_out)
 
@@ -244,7 +244,7 @@ def test_with_keys_one_image_less_moves_at_most_one_other():
     labels = np.zeros(200, np.int64)
 
     def held_out(kept):
-        _, chosen = split_indices(labels[kept], 0, 0, 3, validation_share=0.1, keys=[keys[i] for i in kept])
+        _, chosen = split_indices(labels[kept], 0, 0, 0.1, 3, keys=[keys[i] for i in kept])
         return {keys[kept[i]] for i in chosen}
 
     whole = held_out(list(range(200)))
@@ -260,7 +260,7 @@ def test_per_class_counts_work_on_tables_too(tmp_path):
     np.testing.assert_array_equal(np.bincount(found.train.labels), [5, 5, 5])
     nothing_held_out = load(folder, validation_share=0)
     assert (len(nothing_held_out.validation), len(nothing_held_out.test), nothing_held_out.test_is) == (0, 42, "all")
-    assert any("those of the training among them" in note for note in nothing_held_out.notes)
+    assert any("those of the training too" in note for note in nothing_held_out.notes)
     assert dataset_sizes("images", str(folder)) == data.Sizes(3, 42, 0, 42)
 
 
@@ -505,9 +505,7 @@ def test_places_that_are_no_table(tmp_path, downloads):
 
 def test_options_that_contradict_the_data(tmp_path):
     folder = make_table(tmp_path / "t")
-    with pytest.raises(
-        UserError, match=r"df_all\.csv: has 3 classes \(blue, green, red\), growth_stages has 4; .*--dataset images"
-    ):
+    with pytest.raises(UserError, match=r"df_all\.csv: has 3 classes, growth_stages has 4; .*--dataset images"):
         load_dataset("growth_stages", str(folder), validation_share=0.1)
     with pytest.raises(UserError, match=r"--validation_share 0\.1 and --validation_per_class 3 both say"):
         load(folder, validation_per_class=3)
