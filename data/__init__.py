@@ -95,12 +95,8 @@ def dataset_sizes(
     _check_name(name, data_dir)
     options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in TABLES:
-        parts = _read_tables(name, data_dir)
-        kept, held_out = _split_table(parts, *options)
-        images, classes = len(parts["train"].labels), len(parts["train"].class_names)
-        validation = len(parts["validation"].labels) if "validation" in parts else len(held_out)
-        test = len(parts["test"].labels) if "test" in parts else validation or images
-        return Sizes(classes, len(kept), validation, test)
+        found = _from_tables(name, _read_tables(name, data_dir), *options)
+        return Sizes(len(found.class_names), len(found.train), len(found.validation), len(found.test))
     classes, (images, test) = CLASSES[name], IMAGES[name]
     even = np.repeat(np.arange(classes), images // classes)
     kept, held_out = split_indices(even, *options, name=name)
@@ -138,7 +134,14 @@ def load_dataset(
     _check_name(name, data_dir)
     options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in FROM_FILES:
-        return _load_tables(name, _read_tables(name, data_dir), options, strict, workers)
+        parts = _read_tables(name, data_dir)
+        total = sum(len(table.labels) for table in parts.values())
+        if total <= CHECKED_AT_MOST:
+            parts = {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
+        else:
+            note = f"{total:,} pictures are too many to check before; one that cannot be read stops the run"
+            parts["train"].notes.append(note)
+        return _from_tables(name, parts, *options)
     if name == "digits":
         train, test, class_names = digits.load()
     else:
@@ -161,12 +164,12 @@ def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
     return parts
 
 
-def _split_table(parts: dict[str, tables.Table], train_per_class, validation_per_class, validation_share, split_seed):
-    """(kept, held out) indices of the training table; nothing is held out where there are validation images."""
+def _from_tables(name, parts, train_per_class, validation_per_class, validation_share, split_seed) -> DataSet:
+    """Nothing is held out of the training table where there are validation images."""
     table = parts["train"]
     if "validation" in parts:
         validation_per_class = validation_share = 0
-    return split_indices(
+    kept, held_out = split_indices(
         table.labels,
         train_per_class,
         validation_per_class,
@@ -176,19 +179,8 @@ def _split_table(parts: dict[str, tables.Table], train_per_class, validation_per
         keys=table.names,
         class_names=table.class_names,
     )
-
-
-def _load_tables(name: str, parts: dict[str, tables.Table], options, strict: bool, workers: int) -> DataSet:
-    notes = []
-    total = sum(len(table.labels) for table in parts.values())
-    if total <= CHECKED_AT_MOST:
-        parts = {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
-    else:
-        notes = [f"{total:,} pictures are too many to check before; one that cannot be read stops the run"]
-    notes = [note for table in parts.values() for note in table.notes] + notes
-    files = {part: ImageFiles(table.paths, table.labels) for part, table in parts.items()}
-    kept, held_out = _split_table(parts, *options)
-    train = files["train"].subset(kept)
+    files = {part: ImageFiles(each.paths, each.labels) for part, each in parts.items()}
+    notes = [note for each in parts.values() for note in each.notes]
     validation = files.get("validation", files["train"].subset(held_out))
     test, test_is = files.get("test"), "test"
     if test is None and len(validation):
@@ -197,7 +189,7 @@ def _load_tables(name: str, parts: dict[str, tables.Table], options, strict: boo
     elif test is None:
         test, test_is = files["train"], "all"
         notes.append("there are no test images: what is called test below is all images, those of the training too")
-    return DataSet(name, train, validation, test, parts["train"].class_names, test_is, notes)
+    return DataSet(name, files["train"].subset(kept), validation, test, table.class_names, test_is, notes)
 
 
 def _check_name(name: str, data_dir: str) -> None:

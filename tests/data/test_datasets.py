@@ -146,7 +146,6 @@ def test_an_archive_may_be_named_itself(tmp_path, monkeypatch):
         [[b"a"], b"b"],
         7,
         b"airplane",
-        {b"a": 1},
         [b"a\x1b[31m", b"b"],
         ["a\nb", "c"],
         np.arange(3),
