@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError, near
+from common.errors import UserError, near, printable
 from data import cifar, digits, tables
 from data.folders import ImageFiles
 from data.in_memory import InMemory
@@ -180,7 +180,7 @@ def _from_tables(name, parts, train_per_class, validation_per_class, validation_
         class_names=table.class_names,
     )
     files = {part: ImageFiles(each.paths, each.labels) for part, each in parts.items()}
-    notes = [note for each in parts.values() for note in each.notes]
+    notes = [printable(note) for each in parts.values() for note in each.notes]
     validation = files.get("validation", files["train"].subset(held_out))
     test, test_is = files.get("test"), "test"
     if test is None and len(validation):
