@@ -73,8 +73,12 @@ def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     _check_name(name, data_dir)
     if name == "digits":
         return {}
-    if name in FROM_FILES:
+    if name in TABLES:
         return {Path(data_dir or DOWNLOADS / name): ""}
+    if name == "imagenet":
+        folder = Path(data_dir or DOWNLOADS / name)
+        found = tables.split_folders(folder) or {"train": folder / "train", "test": folder / "val"}
+        return dict.fromkeys(found.values(), "")
     return cifar.files(name, Path(data_dir or DOWNLOADS))
 
 
