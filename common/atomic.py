@@ -1,5 +1,6 @@
 """Files that are whole or absent: written beside, flushed to the disk, renamed; never a pipe or a device."""
 
+import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,15 @@ def require_file(path) -> None:
         elif path.exists():
             problem = "not a regular file but a pipe, a socket or a device"
         raise UserError(f"{path}: {problem}; give the path of a file")
+
+
+def file_digest(path, algorithm: str) -> str:
+    """The digest of a file's bytes in hex; `algorithm` as hashlib calls it."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)  # md5 is refused by FIPS systems otherwise
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def flush_to_disk(path) -> None:

@@ -7,7 +7,11 @@ class UserError(Exception):
     """Input that cannot be used as given. The message is one line: what is wrong, where, and what to do.
 
     The commands print it and exit with code 2; every other exception is a defect and keeps its traceback.
+    What the message quotes from files and their names is made printable here, once for all.
     """
+
+    def __init__(self, message):
+        super().__init__(printable(str(message)))
 
 
 def near(name: str, known) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError, near
+from common.errors import UserError, near, printable
 from data import cifar, digits, tables
 from data.folders import ImageFiles
 from data.in_memory import InMemory
@@ -14,7 +14,7 @@ from data.split import split_indices
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
-# None: whatever the user's table has, see `dataset_sizes`.
+# None: whatever the user's table has.
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": 4, "images": None}
 CHECKED_AT_MOST = 100_000  # pictures in files that are all decoded once before a run starts: minutes
 TABLES = ("growth_stages", "images")  # a user's own pictures, see tables.EXPECTED
@@ -97,17 +97,13 @@ def dataset_sizes(
     A zip is unpacked. Raises UserError as `load_dataset` does, but for what only shows in the images.
     """
     _check_name(name, data_dir)
-    options = (train_per_class, validation_per_class, split_seed, validation_share)
+    options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in TABLES:
-        parts = _read_tables(name, data_dir)
-        kept, held_out = _split_table(parts, *options)
-        train = parts["train"].labels
-        validation = len(parts["validation"].labels) if "validation" in parts else len(held_out)
-        test = len(parts["test"].labels) if "test" in parts else validation or len(train)
-        return Sizes(len(parts["train"].class_names), len(kept), validation, test)
+        found = _from_tables(name, _read_tables(name, data_dir), *options)
+        return Sizes(len(found.class_names), len(found.train), len(found.validation), len(found.test))
     classes, (images, test) = CLASSES[name], IMAGES[name]
     even = np.repeat(np.arange(classes), images // classes)
-    kept, held_out = split_indices(even, *options[:3], name, validation_share=validation_share)
+    kept, held_out = split_indices(even, *options, name=name)
     return Sizes(classes, len(kept) if train_per_class else images - len(held_out), len(held_out), test)
 
 
@@ -140,15 +136,21 @@ def load_dataset(
         UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
     _check_name(name, data_dir)
-    options = (train_per_class, validation_per_class, split_seed, validation_share)
+    options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in FROM_FILES:
         parts = _read_tables(name, data_dir)
-        return _from_tables(name, _checked(parts, strict, workers), *options)
+        total = sum(len(table.labels) for table in parts.values())
+        if total <= CHECKED_AT_MOST:
+            parts = {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
+        else:
+            note = f"{total:,} pictures are too many to check before; one that cannot be read stops the run"
+            parts["train"].notes.append(note)
+        return _from_tables(name, parts, *options)
     if name == "digits":
         train, test, class_names = digits.load()
     else:
         train, test, class_names = cifar.load(name, Path(data_dir or DOWNLOADS), download=not data_dir)
-    kept, held_out = split_indices(train.labels, *options[:3], name, validation_share=validation_share)
+    kept, held_out = split_indices(train.labels, *options, name=name)
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
@@ -157,58 +159,41 @@ def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
     if name == "imagenet":
         return tables.read_split_folders(place)
     parts = tables.read_tables(place, DOWNLOADS)
-    source, found, expected = parts["train"].source, parts["train"].class_names, CLASSES[name]
-    if expected not in (None, len(found)):
+    found, expected = len(parts["train"].class_names), CLASSES[name]
+    if expected not in (None, found):
         raise UserError(
-            f"{source}: has {len(found)} classes ({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}), "
-            f"{name} has {expected}; for any other table say --dataset images"
+            f"{parts['train'].source}: has {found} classes, {name} has {expected}; for any other table say "
+            "--dataset images"
         )
     return parts
 
 
-def _checked(parts: dict[str, tables.Table], strict: bool, workers: int) -> dict[str, tables.Table]:
-    """The tables without pictures that cannot be read; very large ones are not decoded for that."""
-    total = sum(len(table.labels) for table in parts.values())
-    if total > CHECKED_AT_MOST:
-        note = f"{total:,} pictures are too many to check before; one that cannot be read stops the run when it is read"
-        parts["train"].notes.append(note)
-        return parts
-    return {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
-
-
-def _split_table(parts: dict[str, tables.Table], train_per_class, validation_per_class, split_seed, validation_share):
-    """(kept, held out) indices of the training table; nothing is held out where there are validation images."""
+def _from_tables(name, parts, train_per_class, validation_per_class, validation_share, split_seed) -> DataSet:
+    """Nothing is held out of the training table where there are validation images."""
     table = parts["train"]
     if "validation" in parts:
         validation_per_class = validation_share = 0
-    return split_indices(
+    kept, held_out = split_indices(
         table.labels,
         train_per_class,
         validation_per_class,
+        validation_share,
         split_seed,
-        str(table.source),
-        validation_share=validation_share,
+        name=str(table.source),
         keys=table.names,
         class_names=table.class_names,
     )
-
-
-def _from_tables(name: str, parts: dict[str, tables.Table], *options) -> DataSet:
-    files = {part: ImageFiles(table.paths, table.labels) for part, table in parts.items()}
-    kept, held_out = _split_table(parts, *options)
-    train = files["train"].subset(kept)
+    files = {part: ImageFiles(each.paths, each.labels) for part, each in parts.items()}
+    notes = [printable(note) for each in parts.values() for note in each.notes]
     validation = files.get("validation", files["train"].subset(held_out))
-    notes = [note for table in parts.values() for note in table.notes]
     test, test_is = files.get("test"), "test"
     if test is None and len(validation):
         test, test_is = validation, "validation"
         notes.append("there are no test images: what is called test below is the validation images")
     elif test is None:
         test, test_is = files["train"], "all"
-        notes.append(
-            "there are no test images: what is called test below is all images, those of the training among them"
-        )
-    return DataSet(name, train, validation, test, parts["train"].class_names, test_is, notes)
+        notes.append("there are no test images: what is called test below is all images, those of the training too")
+    return DataSet(name, files["train"].subset(kept), validation, test, table.class_names, test_is, notes)
 
 
 def _check_name(name: str, data_dir: str) -> None:

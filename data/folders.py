@@ -70,26 +70,17 @@ def read_image(path) -> Image.Image:
     read without them.
     """
     require_file(path)
-    try:
-        return _decoded(path)
-    except (MemoryError, UserError):
-        raise  # says nothing about the file
-    except Exception as reason:  # a damaged file raises nearly any exception there is
-        problem = _words(reason)
-    pixels_alone = _png_without_metadata(path)
-    if pixels_alone is not None:
+    for source in (Path, _png_without_metadata):
         try:
-            return _decoded(pixels_alone)
-        except Exception as reason:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # odd metadata and large sizes: they would warn anew in every epoch
+                with Image.open(source(path), formats=FORMATS) as image:
+                    return _rgb(image)
+        except (MemoryError, UserError):
+            raise  # says nothing about the file
+        except Exception as reason:  # a damaged file raises nearly any exception there is
             problem = _words(reason)
     raise UserError(f"{path}: not a readable picture ({problem}); replace or remove it")
-
-
-def _decoded(source) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata and large sizes: they would warn anew in every epoch
-        with Image.open(source, formats=FORMATS) as image:
-            return _rgb(image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -124,14 +115,14 @@ def _most_megapixels() -> float:
     return float(wished or MAX_MEGAPIXELS)
 
 
-def _png_without_metadata(path) -> io.BytesIO | None:
-    """The chunks of a PNG that hold its pixels; None for a file that is no PNG.
+def _png_without_metadata(path) -> io.BytesIO:
+    """The chunks of a PNG that hold its pixels; another file as it is.
 
     A chunk is its length (4 bytes), its name (4), its content and a checksum (4).
     """
     content = Path(path).read_bytes()
     if not content.startswith(_PNG_START):
-        return None
+        return io.BytesIO(content)
     kept, at = [_PNG_START], len(_PNG_START)
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")

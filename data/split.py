@@ -11,10 +11,10 @@ def split_indices(
     labels: np.ndarray,
     train_per_class: int,
     validation_per_class: int,
+    validation_share: float,
     seed: int,
-    name: str = "data",
     *,
-    validation_share: float = 0.0,
+    name: str = "data",
     keys: list[str] | None = None,
     class_names: list[str] | None = None,
 ):
@@ -25,10 +25,10 @@ def split_indices(
     Args:
         labels: int64 (N,).
         validation_share: hold this share of each class out instead, see `held_out_of`; 0 = `validation_per_class`.
+        name, class_names: what an error calls the data and the classes (default: their labels).
         keys: a name for each image. The order within a class is then that of a hash of seed and name, so that one
             image more or less, or another order of all, moves no other image (but for one at the border, where
             the count changes). Without names it is a permutation of the images as they stand.
-        class_names: what an error calls the classes; default: their labels.
     """
     if validation_share and validation_per_class:
         raise UserError(
@@ -65,7 +65,7 @@ def held_out_of(count: int, share: float) -> int:
 
 
 def _order_of_hashes(indices: np.ndarray, keys: list[str], seed: int) -> np.ndarray:
-    return np.array(
-        sorted(indices, key=lambda i: hashlib.sha256(f"{seed}/{keys[i]}".encode(errors="surrogateescape")).digest()),
-        np.int64,
-    )
+    def hashed(i):
+        return hashlib.sha256(f"{seed}/{keys[i]}".encode(errors="surrogateescape")).digest()
+
+    return np.array(sorted(indices, key=hashed), np.int64)

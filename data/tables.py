@@ -28,7 +28,6 @@ EXPECTED = (
 _MAIN_CSV = "df_all.csv"  # the blog's name
 _SHOWN = 10  # broken pictures or columns that are named, the others counted
 _DEEPEST = 8  # lone folders in one another that are entered
-_MOST_COLUMNS = 1000
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?")  # 1.0 is how pandas writes 1 beside rows without a label
 _SPLITS = {"validation": ("val", "valid", "validation"), "test": ("test",)}  # beside train/
 
@@ -52,27 +51,24 @@ def read_tables(data_dir, downloads) -> dict[str, Table]:
     "validation" and "test". Where only one of the last two is there it is the test set.
     Raises UserError: none found, rows without a label, a picture with two, missing files, fewer than two classes.
     """
-    data_dir = Path(data_dir)
-    if not data_dir.exists():
-        raise UserError(f"{data_dir}: no such file or folder; --data_dir takes {EXPECTED}")
-    packed = data_dir.suffix.lower() == ".zip" and not data_dir.is_dir()
-    folder = extract_zip(data_dir, Path(downloads)) if packed else data_dir
-    if not folder.is_dir():
-        require_file(folder)
-        if folder.suffix.lower() != ".csv":
-            raise UserError(f"{data_dir}: neither a folder nor a .csv or .zip file; --data_dir takes {EXPECTED}")
-        return {"train": _read_csv_table(folder, within=None)}
-    folder = _enter(folder)
-    main = _main_csv(folder)
-    if main:
-        return {"train": _read_csv_table(main, within=data_dir if packed else None)}
-    if split_folders(folder):
-        return read_split_folders(folder)
-    if sum(path.is_dir() for path in visible(folder)) < 2:
-        raise UserError(
-            f"{folder}: holds neither a CSV nor folders of at least two classes; --data_dir takes {EXPECTED}"
-        )
-    return {"train": _read_class_folders(folder)}
+    place = Path(data_dir)
+    if not place.exists():
+        raise UserError(f"{place}: no such file or folder; --data_dir takes {EXPECTED}")
+    if place.suffix.lower() == ".zip" and not place.is_dir():
+        place = extract_zip(place, downloads)
+    if place.is_dir():
+        place = _entered(place)
+        table = _main_csv(place)
+    else:
+        require_file(place)
+        table = place
+        if place.suffix.lower() != ".csv":
+            raise UserError(f"{place}: neither a folder nor a .csv or .zip file; --data_dir takes {EXPECTED}")
+    if table:
+        return {"train": _read_csv_table(table)}
+    if split_folders(place):
+        return read_split_folders(place)
+    return {"train": _read_class_folders(place)}
 
 
 def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
@@ -93,15 +89,12 @@ def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
     for label in np.setdiff1d(table.labels, labels):
         first = next(problem for i, problem in problems.items() if table.labels[i] == label)
         raise UserError(f"{table.source}: class {table.class_names[label]!r} has no picture that can be read: {first}")
-    more = [f"... and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
     left_out = f"{len(lines):,} of {total:,} pictures cannot be read and are left out (--strict true stops instead)"
-    return dataclasses.replace(
-        table,
-        names=[table.names[i] for i in kept],
-        paths=[table.paths[i] for i in kept],
-        labels=labels,
-        notes=[*table.notes, left_out, *lines[:_SHOWN], *more],
-    )
+    notes = [*table.notes, left_out, *lines[:_SHOWN]]
+    if len(lines) > _SHOWN:
+        notes.append(f"... and {len(lines) - _SHOWN:,} more")
+    names, paths = [table.names[i] for i in kept], [table.paths[i] for i in kept]
+    return dataclasses.replace(table, names=names, paths=paths, labels=labels, notes=notes)
 
 
 # ---- what is where
@@ -116,18 +109,18 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def _enter(folder: Path) -> Path:
-    """The folder itself, or the one at the end of a chain of folders that hold nothing else."""
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in visible(folder) if path.is_dir()]
+
+
+def _entered(folder: Path) -> Path:
+    """The folder itself, or the one at the end of a short chain of folders that hold nothing else."""
     for _ in range(_DEEPEST):
-        content = visible(folder)
-        folders = [p for p in content if p.is_dir()]
-        if len(folders) != 1 or _main_csv(folder) or any(map(is_picture, content)):
-            return folder
-        folder = folders[0]
-    raise UserError(
-        f"{folder}: more than {_DEEPEST} folders in one another and no pictures; give the folder that has "
-        "them as --data_dir"
-    )
+        inner = _folders(folder)
+        if len(inner) != 1 or _main_csv(folder) or any(map(is_picture, visible(folder))):
+            break
+        folder = inner[0]
+    return folder
 
 
 def _main_csv(folder: Path) -> Path | None:
@@ -146,7 +139,7 @@ def _main_csv(folder: Path) -> Path | None:
 
 def split_folders(data_dir: Path) -> dict[str, Path]:
     """The folders of "train", "validation" and "test"; {} unless train/ and one other are there."""
-    found = {"train": data_dir / "train"} if (data_dir / "train").is_dir() else {}
+    found = {"train": data_dir / "train"}
     for split, names in _SPLITS.items():
         there = [data_dir / name for name in names if (data_dir / name).is_dir()]
         if len(there) > 1:
@@ -155,12 +148,11 @@ def split_folders(data_dir: Path) -> dict[str, Path]:
             found[split] = there[0]
     if "validation" in found and "test" not in found:
         found["test"] = found.pop("validation")
-    return found if len(found) > 1 and "train" in found else {}
+    return found if len(found) > 1 and found["train"].is_dir() else {}
 
 
 def read_split_folders(data_dir: Path) -> dict[str, Table]:
     """The tables of `data_dir`/train/CLASS/* and of val/ and test/, see `read_tables`; the same classes in each."""
-    data_dir = Path(data_dir)
     found = split_folders(data_dir)
     if not found:
         missing = data_dir / ("val" if (data_dir / "train").is_dir() else "train")
@@ -169,64 +161,62 @@ def read_split_folders(data_dir: Path) -> dict[str, Table]:
     tables = {split: _read_class_folders(folder, train.class_names) for split, folder in found.items()}
     used = "; ".join(f"{folder.name}/ gives the {split} images" for split, folder in found.items())
     others = [path.name for path in visible(data_dir) if path not in found.values()]
-    ignored = f"; left out: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}" if others else ""
+    ignored = f"; left out: {', '.join(others[:_SHOWN])}" if others else ""
     tables["train"].notes.append(f"{data_dir}: {used}{ignored}")
     return tables
 
 
 def _read_class_folders(folder: Path, known: list[str] | None = None) -> Table:
     """The table of FOLDER/CLASS/PICTURE; `known`: the classes that it has to have, and no others."""
-    pictures, others, empty = [], [], []
-    for own in visible(folder):
-        content = visible(own) if own.is_dir() else []
-        label = _checked_text(own.name, folder)
-        inside = [p for p in content if is_picture(p)]
-        pictures += [(f"{own.name}/{p.name}", label, p) for p in inside]
-        others += [f"{own.name}/{p.name}" for p in content if not is_picture(p)]
-        if not own.is_dir():
-            others.append(own.name)
-        elif not inside:
-            empty.append(label)
-    classes = known or sorted_classes([*empty, *(label for _, label, _ in pictures)])
-    extra = sorted({*empty, *(label for _, label, _ in pictures)} - set(classes))
-    if extra:
-        raise UserError(f"{folder}: classes without training images: {', '.join(extra[:5])}")
-    lacking = [name for name in classes if name not in {label for _, label, _ in pictures}]
+    folders = _folders(folder)
+    if len(folders) < 2:
+        raise UserError(
+            f"{folder}: holds neither a CSV nor folders of at least two classes; --data_dir takes {EXPECTED}"
+        )
+    classes = {_checked_text(own.name, folder) for own in folders}
+    if known and classes - set(known):
+        raise UserError(f"{folder}: classes without training images: {', '.join(sorted(classes - set(known))[:5])}")
+    pictures, others = [], [path.name for path in visible(folder) if not path.is_dir()]
+    for own in folders:
+        for path in visible(own):
+            name = f"{own.name}/{path.name}"
+            if is_picture(path):
+                pictures.append((name, _checked_text(own.name, folder), path))
+            else:
+                others.append(name)
+    lacking = sorted(classes.union(known or ()) - {label for _, label, _ in pictures})
     if lacking:
         raise UserError(
             f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) of the class {lacking[0]} "
-            f"({len(lacking)} of {len(classes)} classes have none); fill or remove its folder"
+            f"({len(lacking)} of {len(known or classes)} classes have none); fill or remove its folder"
         )
-    notes = []
+    table = _table(folder, pictures)
     if others:
-        notes.append(
-            f"{len(others):,} entries of the class folders are no image files, {', '.join(others[:3])} for "
+        table.notes.append(
+            f"{len(others):,} entries of the class folders are no image files, {', '.join(sorted(others)[:3])} for "
             "instance; they are left out"
         )
-    return _table(folder, pictures, classes, notes)
+    return table
 
 
-def _table(source: Path, pictures: list, classes: list[str], notes: list[str], within: str = "") -> Table:
+def _table(source: Path, pictures: list, within: str = "") -> Table:
     """A Table of (name, label, path) in any order."""
+    classes = sorted_classes([label for _, label, _ in pictures])
     if len(classes) < 2:
-        raise UserError(
-            f"{source}: all {len(pictures)} pictures are of one class, {classes[0]!r}; training needs two"
-            if classes
-            else f"{source}: no class folders with pictures"
-        )
+        raise UserError(f"{source}: all {len(pictures)} pictures are of one class, {classes[0]!r}; training needs two")
     number = {name: i for i, name in enumerate(classes)}
     pictures = sorted(pictures, key=lambda picture: picture[0])
     labels = np.array([number[label] for _, label, _ in pictures], np.int64)
     counts = np.bincount(labels)
-    found = [
+    notes = [
         f"{source}: {len(pictures):,} pictures{within} of {len(classes)} classes, {counts.min():,} to "
         f"{counts.max():,} a class"
     ]
     if classes != [str(i) for i in number.values()]:
         shown = ", ".join(f"{name} = {i}" for name, i in number.items())
-        found.append(f"the labels of {source.name} became class numbers: {shown}")
+        notes.append(f"the labels of {source.name} became class numbers: {shown}")
     names, paths = [name for name, _, _ in pictures], [path for _, _, path in pictures]
-    return Table(source, names, paths, labels, classes, found + notes)
+    return Table(source, names, paths, labels, classes, notes)
 
 
 def sorted_classes(labels: list[str]) -> list[str]:
@@ -246,16 +236,13 @@ def _checked_text(text: str, where) -> str:
 # ---- a CSV
 
 
-def _read_csv_table(path: Path, within: Path | None) -> Table:
-    """The table of a CSV; `within`: the zip that it came in, which its pictures must not lead out of."""
+def _read_csv_table(path: Path) -> Table:
     rows, notes = read_csv(path)
-    leaving = next((name for name in rows if name.startswith("/") or name.split("/")[0] == ".."), None)
-    if within and leaving:
-        raise UserError(f"{path}: image {leaving} leads out of {within}; only its own pictures are read")
     folder, places = picture_folder(path, list(rows))
     inside = f" in {folder.name}/" if folder != path.parent else ""
-    pictures = [(name, label, places[name]) for name, label in rows.items()]
-    return _table(path, pictures, sorted_classes(list(rows.values())), notes, inside)
+    table = _table(path, [(name, label, places[name]) for name, label in rows.items()], inside)
+    table.notes.extend(notes)
+    return table
 
 
 def read_csv(path: Path) -> tuple[dict[str, str], list[str]]:
@@ -265,132 +252,106 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[str]]:
     parts. Raises UserError for a table that cannot be used, naming the line or the picture.
     """
     text, notes = _read_text(path)
-    found = list(_rows(text, path))
-    if not found:
+    rows = list(_rows(text, path))
+    if not rows:
         raise UserError(f"{path}: has a header and no rows; it needs one row a picture")
-    for at, column in enumerate(("image", "label")):
-        lacking = [row for row in found if row[at] == "" or row[at].lower() == "nan"]
-        if lacking:
-            *other, line = lacking[0]
-            raise UserError(
-                f"{path}: {len(lacking):,} rows have no {column}, the first in line {line} "
-                f"({other[1 - at]}); fill them in or take the rows out"
-            )
-    numbers = all(_WHOLE.fullmatch(label) for _, label, _ in found)
-    labels_of = {}
-    for image, label, _ in found:
+    numbers = all(_WHOLE.fullmatch(label) for _, label, _ in rows)
+    labels = {}
+    for image, label, line in rows:
+        if numbers:
+            label = str(int(label.split(".")[0]))
         name = posixpath.normpath(image.replace("\\", "/"))  # a path that is spelt in two ways is one picture
-        labels_of.setdefault(name, {})[str(int(label.split(".")[0])) if numbers else label] = None
-    clashing = {name: labels for name, labels in labels_of.items() if len(labels) > 1}
-    for name, labels in clashing.items():
-        raise UserError(
-            f"{path}: {name} has the labels {' and '.join(list(labels)[:5])}; {len(clashing)} pictures "
-            "have more than one, leave each a single row"
-        )
-    if len(labels_of) < len(found):
-        notes.append(f"{len(found) - len(labels_of):,} rows of {path.name} repeat another one and count once")
-    return {name: next(iter(labels)) for name, labels in labels_of.items()}, notes
+        first = labels.setdefault(name, label)
+        if first != label:
+            raise UserError(f"{path}: {name} has the labels {first} and {label} (line {line}); leave it a single row")
+    if len(labels) < len(rows):
+        notes.append(f"{len(rows) - len(labels):,} rows of {path.name} repeat another one and count once")
+    return labels, notes
 
 
 def _rows(text: str, path: Path):
-    """(image, label, line) of each row, as stripped text, "" where there is none, without blank lines."""
+    """(image, label, line) of each row but blank ones, as stripped text."""
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         header = [cell.strip() for cell in next(reader, [])]
-        image, label = _columns(header, path)
+        columns = _columns(header, path)
         for cells in reader:
-            line = reader.line_num
+            where = f"{path}: line {reader.line_num}"
             if len(cells) > len(header):
                 raise UserError(
-                    f"{path}: line {line} has {len(cells):,} fields, the header {len(header)}; put names "
-                    "with commas between quotes"
+                    f"{where} has {len(cells):,} fields, the header {len(header)}; put names with commas between quotes"
                 )
-            cells = [_checked_text(cell.strip(), f"{path}: line {line}") for cell in cells]
-            cells += [""] * (len(header) - len(cells))
-            if cells[image] or cells[label]:
-                yield cells[image], cells[label], line
+            found = [_checked_text(cells[at].strip(), where) if at < len(cells) else "" for at in columns]
+            if not any(found):
+                continue
+            for name, cell in zip(("image", "label"), found, strict=True):
+                if cell.lower() in ("", "nan"):
+                    raise UserError(f"{where} has no {name}; fill it in or take the row out")
+            yield *found, reader.line_num
     except csv.Error as reason:
         raise UserError(f"{path}: not a readable CSV (line {reader.line_num}: {reason})") from None
 
 
-def _columns(header: list[str], path: Path) -> tuple[int, int]:
+def _columns(header: list[str], path: Path) -> list[int]:
+    """Where image and label are."""
     if not any(header):
         raise UserError(f"{path}: empty; it needs the columns image and label")
-    if len(header) > _MOST_COLUMNS:
-        raise UserError(f"{path}: has {len(header):,} columns; it needs two, image and label")
     for name in ("image", "label"):
         if name not in header:
             found = ", ".join(repr(column[:80]) for column in header[:_SHOWN])
             raise UserError(f"{path}: has the columns {found}; it needs image and label, separated by commas")
         if header.count(name) > 1:
             raise UserError(f"{path}: has the column {name} more than once; leave one of them")
-    return header.index("image"), header.index("label")
+    return [header.index("image"), header.index("label")]
 
 
 def _read_text(path: Path) -> tuple[str, list[str]]:
-    """The text and a note on its encoding: UTF-8, UTF-16 with its mark, or GBK.
+    """The text and a note on its encoding: UTF-8 or GBK.
 
     Nearly any Latin-1 text passes for GB18030 too. So only the characters of GB2312, whose bytes come in pairs, count.
     """
     raw = path.read_bytes()
-    encodings = {"utf-8-sig": "", "gb2312": "GB18030 (GBK)"}
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encodings = {"utf-16": "UTF-16"}
-    for encoding, name in encodings.items():
-        try:
-            text = raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if "\0" in text:
-            break
-        return text, [f"{path.name} is not in UTF-8; it was read as {name}"] if name else []
-    raise UserError(f"{path}: not a text in UTF-8 or GBK; save it as CSV in UTF-8")
+    try:
+        return raw.decode("utf-8-sig"), []
+    except UnicodeDecodeError:
+        pass
+    try:
+        return raw.decode("gb2312"), [f"{path.name} is not in UTF-8; it was read as GBK"]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text in UTF-8 or GBK; save it as CSV in UTF-8") from None
 
 
 def picture_folder(table: Path, names: list[str]) -> tuple[Path, dict[str, Path]]:
     """The folder that `names` are relative to, the CSV's own or the one subfolder that holds them all; and their paths.
 
-    Raises UserError: some are nowhere, or two subfolders hold equally many.
+    Raises UserError: some are nowhere, or two subfolders hold all.
     """
     base = table.parent
-    folders = [base, *(p for p in visible(base) if p.is_dir())]
-    found = [_places(folder, names) for folder in folders]
-    best = max(map(len, found))
-    fitting = [i for i, present in enumerate(found) if len(present) == best]
-    chosen = folders[fitting[0]]
-    if best and len(fitting) > 1 and chosen != base:
+    candidates = [folder for folder in (base, *_folders(base)) if _places(folder, names[:_SHOWN])] or [base]
+    found = {folder: _places(folder, names) for folder in candidates}
+    chosen = max(found, key=lambda folder: len(found[folder]))  # the first of those that hold most
+    missing = [name for name in names if name not in found[chosen]]
+    if missing:
         raise UserError(
-            f"{table}: {chosen.name}/ and {folders[fitting[1]].name}/ each hold {best:,} of the "
-            f"{len(names):,} pictures; write the folder into the column image"
+            f"{table}: {len(missing):,} of {len(names):,} listed pictures are missing in "
+            f"{chosen if found[chosen] else f'{chosen} and its subfolders'}: {', '.join(missing[:3])}; put them there "
+            "or take their rows out"
         )
-    if best < len(names):
-        missing = [name for name in names if name not in found[fitting[0]]]
-        where = chosen if best else f"{base} and its subfolders"
+    whole = [folder.name for folder in found if len(found[folder]) == len(names)]
+    if len(whole) > 1 and chosen != base:
         raise UserError(
-            f"{table}: {len(missing):,} of {len(names):,} listed pictures are missing in {where}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; put them there or take their "
-            "rows out"
+            f"{table}: {whole[0]}/ and {whole[1]}/ each hold all {len(names):,} pictures; write the folder into the "
+            "column image"
         )
-    return chosen, found[fitting[0]]
+    return chosen, found[chosen]
 
 
 def _places(folder: Path, names: list[str]) -> dict[str, Path]:
-    """The paths of those `names` that are files in `folder`, whatever Unicode form the disk has their names in."""
-    spelt = {}  # folder -> its entries by their names in NFC
-
-    def entry(parent: Path, part: str) -> Path | None:
-        if part in ("", "..", "/"):
-            return parent / part
-        if parent not in spelt:
-            entries = os.listdir(parent) if parent.is_dir() else []
-            spelt[parent] = {unicodedata.normalize("NFC", own): own for own in entries}
-        return parent / spelt[parent][part] if part in spelt[parent] else None
-
+    """The paths of those `names` that are files in `folder`, with accents composed (NFC) or apart (NFD, old macOS)."""
     places = {}
     for name in names:
-        place = folder
-        for part in Path(name).parts:
-            place = place and entry(place, part)
-        if place and place.is_file():
-            places[name] = place
+        for form in ("NFD", "NFC"):
+            place = folder / unicodedata.normalize(form, name)
+            if os.path.isfile(place):  # unlike Path.is_file, it takes names that are too long for the disk
+                places[name] = place
     return places

@@ -224,8 +224,9 @@ def test_other_ways_to_make_an_object_are_refused(opcode):
         load(b"\x80\x02" + opcode + b".")
 
 
-def test_a_large_honest_pickle_is_within_the_bounds():
-    value = {"names": [f"name {i}" for i in range(100_000)], "numbers": np.arange(10**6), "labels": list(range(10**5))}
+def test_a_large_honest_pickle_is_within_the_bounds(monkeypatch):
+    monkeypatch.setattr(safe_pickle, "SMALL", 1 << 10)
+    value = {"names": [f"name {i}" for i in range(10_000)], "numbers": np.arange(10**5), "labels": list(range(10**4))}
     for protocol in range(2, 6):
         found = load(pickle.dumps(value, protocol))
         assert found["names"] == value["names"] and found["labels"] == value["labels"]
@@ -243,6 +244,14 @@ def test_atomic_write_replaces_only_at_the_end(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"one"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_an_error_is_one_printable_line_whatever_it_quotes():
+    for text in ("a\nb", "\x1b[31mred", "\u202egnp.exe", "\udc80", "\x9b2J"):
+        error = UserError(f"{text}: no such file")
+        again = pickle.loads(pickle.dumps(error))  # as it comes from the processes that decode pictures
+        assert str(error) == str(again) and str(error).isprintable() and str(error).endswith(": no such file")
+    assert str(UserError("Grün/发芽期.png")) == "Grün/发芽期.png"
 
 
 def test_near_names_what_is_close_or_all():

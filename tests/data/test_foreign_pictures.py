@@ -5,6 +5,7 @@ None may wait for ever, start a program or give a wrong label without a word.
 
 import os
 import struct
+import time
 import unicodedata
 import zipfile
 import zlib
@@ -87,9 +88,9 @@ def test_a_png_whose_pixels_are_damaged_or_cut_is_not(tmp_path):
             read_image(tmp_path / "a.png")
 
 
-def test_a_text_that_unpacks_to_hundreds_of_megabytes_does_not_cost_them(tmp_path):
+def test_a_text_that_unpacks_to_eighty_megabytes_does_not_cost_them(tmp_path):
     info = PngImagePlugin.PngInfo()
-    info.add_text("note", "x" * (200 << 20), zip=True)
+    info.add_text("note", "x" * (80 << 20), zip=True)
     Image.new("RGB", (4, 4), RED).save(tmp_path / "a.png", pnginfo=info)
     assert read_image(tmp_path / "a.png").getpixel((0, 0)) == RED
 
@@ -106,9 +107,6 @@ def test_what_the_decoder_reads_counts_as_a_picture(tmp_path, suffix):
 
 
 def test_the_limit_on_pixels_can_be_raised(tmp_path, monkeypatch):
-    Image.new("1", (13_000, 13_000)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"13,000 x 13,000 pixels, more than 100 million: .*MAX_MEGAPIXELS"):
-        read_image(tmp_path / "a.png")
     save(tmp_path / "b.png", size=(1100, 1000))
     for wished, message in (("1", "more than 1 million"), ("many", "MAX_MEGAPIXELS=many: must be a whole number")):
         monkeypatch.setenv("MAX_MEGAPIXELS", wished)
@@ -146,10 +144,12 @@ def test_a_pipe_among_the_pictures_of_a_class_is_left_out(tmp_path):
     assert any("2 entries of the class folders are no image files, a/2.png, df_all.csv" in note for note in notes)
 
 
-def test_a_table_of_very_many_columns_is_refused(tmp_path):
+def test_a_table_of_very_many_columns_costs_no_more_than_it_weighs(tmp_path):
     wide = ",".join(["image", "label", *(f"c{i}" for i in range(100_000))])
-    with pytest.raises(UserError, match=r"df_all\.csv: has 100,002 columns; it needs two"):
-        load_dataset("images", table(tmp_path / "header", ["a,1"], header=wide))
+    rows = [f"{save(tmp_path / name)},{name}" for name in ("a.png", "b.png")]
+    began = time.monotonic()
+    assert dataset_sizes("images", table(tmp_path / "header", rows * 10_000, header=wide)).classes == 2
+    assert time.monotonic() - began < 10  # each short row filled up to 100,002 cells takes minutes
     with pytest.raises(UserError, match="line 2 has 100,002 fields, the header 2"):
         load_dataset("images", table(tmp_path / "row", [wide]))
     with pytest.raises(UserError, match=r"not a readable CSV \(line 2: field larger than"):
@@ -170,7 +170,7 @@ def test_folders_in_one_another_are_entered_a_few_times(tmp_path):
         for _ in range(1500):  # a path of 1,500 parts is longer than the system takes at once
             os.mkdir("n")
             os.chdir("n")
-        with pytest.raises(UserError, match="more than 8 folders in one another"):
+        with pytest.raises(UserError, match="n: holds neither a CSV nor folders of at least two classes"):
             load_dataset("images", str(tmp_path / "n"))
         for _ in range(1500):  # away with it: what clears old folders of tests stops at such a depth
             os.chdir("..")
@@ -287,6 +287,19 @@ def test_names_that_would_steer_the_screen_are_refused(tmp_path, label):
     save(tmp_path / "folders" / "x" / "0.png")
     with pytest.raises(UserError, match="has characters that cannot be printed"):
         load_dataset("images", str(tmp_path / "folders"))
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31mred", "two\nlines", "\u202egnp", "\udcff"])
+def test_names_of_files_are_shown_and_not_obeyed(tmp_path, name):
+    for place in ("a/1.png", "b/1.png"):
+        save(tmp_path / place)
+    (tmp_path / "a" / f"{name}.png").write_bytes(b"no picture")
+    (tmp_path / "a" / f"{name}.txt").touch()
+    notes = load_dataset("images", str(tmp_path)).notes
+    assert all(note.isprintable() for note in notes) and sum("red" in n or "\\" in n for n in notes) == 2
+    with pytest.raises(UserError) as error:
+        load_dataset("images", str(tmp_path), strict=True)
+    assert str(error.value).isprintable()
 
 
 def test_a_quote_in_a_label_is_text_like_any_other(tmp_path):

@@ -88,8 +88,8 @@ def test_real_photos_are_split_90_to_10_in_each_class(photos):
     np.testing.assert_array_equal(np.bincount(found.validation.labels), [2, 6, 4, 4])
     everything = names(found.train) + names(found.validation)
     assert sorted(everything) == sorted(path.name for path in (photos / "img").iterdir())
-    assert all(name.startswith(f"stage{label}_") for name, label in zip(everything, np.concatenate(
-        [found.train.labels, found.validation.labels]), strict=True))  # fmt: skip
+    labels = np.concatenate([found.train.labels, found.validation.labels])
+    assert all(name.startswith(f"stage{label}_") for name, label in zip(everything, labels, strict=True))
     assert found.test is found.validation and found.test_is == "validation"
     assert any("no test images" in note for note in found.notes)
     assert not any("cannot be read" in note or "class numbers" in note for note in found.notes)
@@ -111,34 +111,19 @@ def test_the_split_belongs_to_the_seed_and_not_to_the_order_of_the_rows(photos, 
     assert names(first.validation) != names(other.validation)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_photo_is_named_and_left_out_and_moves_no_other(photos, tmp_path, workers):
-    folder = tmp_path / "photos"
-    shutil.copytree(photos, folder)
-    whole = load_dataset("growth_stages", str(folder), validation_share=0.1)
-    victim = names(whole.train)[5]  # of class 0, whose share stays 2 with one photo less
+def test_a_broken_picture_is_named_and_left_out_and_moves_no_other(tmp_path):
+    folder = make_table(tmp_path / "t")
+    whole = load(folder)
+    victim = next(name for name in names(whole.train) if name.startswith("red"))  # 2 of 20 are held out, and of 19
     content = (folder / "img" / victim).read_bytes()
     (folder / "img" / victim).write_bytes(content[: len(content) // 2])  # the header is whole
-    broken = load_dataset("growth_stages", str(folder), validation_share=0.1, workers=workers)
-    assert any("1 of 158 pictures cannot be read and are left out" in note for note in broken.notes)
-    assert any(f"{victim}: not a readable picture (image file is truncated" in note for note in broken.notes)
+    broken = load(folder, workers=2)
+    assert any("1 of 42 pictures cannot be read and are left out" in note for note in broken.notes)
+    assert any(f"{victim}: not a readable picture (" in note for note in broken.notes)
     assert names(broken.validation) == names(whole.validation)
     assert names(broken.train) == [name for name in names(whole.train) if name != victim]
-    with pytest.raises(UserError, match=rf"{victim}: not a readable picture .*1 of 158 .*without --strict"):
-        load_dataset("growth_stages", str(folder), validation_share=0.1, workers=workers, strict=True)
-
-
-def test_a_zip_of_the_photos_gives_the_same_split_and_is_unpacked_once(photos, tmp_path, downloads):
-    archive = pack(photos, tmp_path / "stages.zip", top="growth_stages")
-    first = load_dataset("growth_stages", str(archive), validation_share=0.1)
-    (folder,) = downloads.iterdir()  # neither .part nor .lock is left
-    assert folder.name.startswith("stages-")
-    made = folder.stat().st_mtime_ns, first.train.paths[0].stat().st_ino
-    again = load_dataset("growth_stages", str(archive), validation_share=0.1)
-    assert made == (folder.stat().st_mtime_ns, again.train.paths[0].stat().st_ino)
-    direct = load_dataset("growth_stages", str(photos), validation_share=0.1)
-    assert names(first.validation) == names(direct.validation) and names(first.train) == names(direct.train)
-    np.testing.assert_array_equal(pixels(first.test), pixels(direct.test))
+    with pytest.raises(UserError, match=rf"{victim}: not a readable picture .*1 of 42 .*without --strict"):
+        load(folder, workers=2, strict=True)
 
 
 # ---- where tables are found
@@ -192,15 +177,14 @@ def test_labels_become_numbers_in_order_of_value_or_name(tmp_path):
     assert load(mixed).class_names == ["10", "2", "NA"]
 
 
-@pytest.mark.parametrize(("encoding", "note"), [("utf-8-sig", ""), ("gbk", "GB18030"), ("utf-16", "UTF-16")])
-def test_chinese_tables(tmp_path, encoding, note):
+@pytest.mark.parametrize(("encoding", "notes"), [("utf-8-sig", 0), ("gbk", 1)])
+def test_chinese_tables(tmp_path, encoding, notes):
     folder = make_class_folders(tmp_path)
     rows = [f"{colour}/{i}.png,{label}" for colour, label in (("blue", "发芽期"), ("red", "幼苗期")) for i in range(5)]
     (folder / "df_all.csv").write_bytes("\n".join(["image,label", *rows]).encode(encoding))
     found = load(folder)
     assert found.class_names == ["发芽期", "幼苗期"]
-    assert [n for n in found.notes if "UTF-8" in n] == ([f"df_all.csv is not in UTF-8; it was read as {n}" for n in [
-        {"GB18030": "GB18030 (GBK)"}.get(note, note)]] if note else [])  # fmt: skip
+    assert [n for n in found.notes if "UTF-8" in n] == ["df_all.csv is not in UTF-8; it was read as GBK"] * notes
 
 
 def test_a_zip_with_unmarked_chinese_names(tmp_path, downloads):
@@ -235,7 +219,7 @@ def test_a_table_of_paths_anywhere_and_repeated_rows(tmp_path):
 def test_shares_are_rounded_by_class_and_never_to_nothing():
     assert [held_out_of(n, 0.1) for n in (2, 4, 5, 14, 15, 23, 60, 39, 36)] == [1, 1, 1, 1, 2, 2, 6, 4, 4]
     labels = np.repeat([0, 1, 2], [2, 30, 100])
-    train, held_out = split_indices(labels, 0, 0, 0, validation_share=0.1)
+    train, held_out = split_indices(labels, 0, 0, 0.1, 0)
     np.testing.assert_array_equal(np.bincount(labels[held_out]), [1, 3, 10])
     assert len(train) == 118 and not set(train) & set(held_out)
 
@@ -245,7 +229,7 @@ def test_with_keys_one_image_less_moves_at_most_one_other():
     labels = np.zeros(200, np.int64)
 
     def held_out(kept):
-        _, chosen = split_indices(labels[kept], 0, 0, 3, validation_share=0.1, keys=[keys[i] for i in kept])
+        _, chosen = split_indices(labels[kept], 0, 0, 0.1, 3, keys=[keys[i] for i in kept])
         return {keys[kept[i]] for i in chosen}
 
     whole = held_out(list(range(200)))
@@ -261,7 +245,7 @@ def test_per_class_counts_work_on_tables_too(tmp_path):
     np.testing.assert_array_equal(np.bincount(found.train.labels), [5, 5, 5])
     nothing_held_out = load(folder, validation_share=0)
     assert (len(nothing_held_out.validation), len(nothing_held_out.test), nothing_held_out.test_is) == (0, 42, "all")
-    assert any("those of the training among them" in note for note in nothing_held_out.notes)
+    assert any("those of the training too" in note for note in nothing_held_out.notes)
     assert dataset_sizes("images", str(folder)) == data.Sizes(3, 42, 0, 42)
 
 
@@ -371,7 +355,7 @@ def test_a_picture_of_20_000_by_20_000_is_refused_and_named(tmp_path):
         "red00.png: not a readable picture (20,000 x 20,000 pixels, more than 100 million" in note
         for note in found.notes
     )
-    with pytest.raises(UserError, match=r"red00\.png: .*more than 100 million"):
+    with pytest.raises(UserError, match=r"red00\.png: .*more than 100 million: .*MAX_MEGAPIXELS"):
         load(folder, strict=True)
 
 
@@ -450,18 +434,25 @@ def bad_tables():
         "surplus field": (edited("red00.png,1", "red01.png,2,x"), "line 3 has 3 fields, the header 2"),
         "open quote": (edited('"red00.png,1', "red01.png,2"), "not a readable CSV"),
         "no text": (raw(b"image,label\n\xff\xff\xff\x80,1\n"), "not a text in UTF-8 or GBK; save it"),
-        "zeros": (raw(b"image\0,label\n"), "not a text in UTF-8 or GBK; save it"),
-        "no label": (edited("red00.png,1", "", "red01.png,", "red02.png"), "2 rows have no label, the first in line 4"),
-        "nan label": (edited("red00.png,1.0", "red01.png,nan"), r"1 rows have no label, .* line 3 \(red01\.png\)"),
-        "no image": (edited("red00.png,1", ",2"), r"1 rows have no image, the first in line 3 \(2\)"),
+        "UTF-16": (raw("image,label\n".encode("utf-16")), "not a text in UTF-8 or GBK; save it"),
+        "zeros": (edited("red00.png,1", "red\0.png,1"), "line 3|line contains NUL"),
+        "no label": (
+            edited("red00.png,1", "", "red01.png,", "red02.png"),
+            "line 4 has no label; fill it in or take the row out",
+        ),
+        "nan label": (edited("red00.png,1.0", "red01.png,nan"), "line 3 has no label"),
+        "no image": (edited("red00.png,1", ",2"), "line 3 has no image"),
         "one class": (edited("red00.png,1", "red01.png,1"), "all 2 pictures are of one class, '1'; training needs two"),
         "missing": (
             removed("red00.png", "red01.png"),
             r"2 of 42 listed pictures are missing in .*img: red00\.png, red",
         ),
         "all missing": (edited("x.png,1", "y.png,2"), "2 of 2 listed pictures are missing in .* and its subfolders: x"),
-        "two labels": (edited("red00.png,1", "red01.png,2", "./red00.png,2"), r"red00\.png has the labels 1 and 2; 1"),
-        "two folders": (second_copy, "img/ and thumbs/ each hold 42 of the 42 pictures"),
+        "two labels": (
+            edited("red00.png,1", "red01.png,2", "./red00.png,2"),
+            r"red00\.png has the labels 1 and 2 \(line 4\)",
+        ),
+        "two folders": (second_copy, "img/ and thumbs/ each hold all 42 pictures"),
         "two tables": (three_tables, r"holds 2 CSV files \(a\.csv, b\.csv\) and none is called df_all\.csv"),
         "single picture": (edited("red00.png,1", "red01.png,2", "red02.png,2"), "class 1 has 1 training images, fewer"),
         "class of broken ones": (broken_class, r"class 'blue' has no picture that can be read: .*blue00\.png"),
@@ -499,9 +490,7 @@ def test_places_that_are_no_table(tmp_path, downloads):
 
 def test_options_that_contradict_the_data(tmp_path):
     folder = make_table(tmp_path / "t")
-    with pytest.raises(
-        UserError, match=r"df_all\.csv: has 3 classes \(blue, green, red\), growth_stages has 4; .*--dataset images"
-    ):
+    with pytest.raises(UserError, match=r"df_all\.csv: has 3 classes, growth_stages has 4; .*--dataset images"):
         load_dataset("growth_stages", str(folder), validation_share=0.1)
     with pytest.raises(UserError, match=r"--validation_share 0\.1 and --validation_per_class 3 both say"):
         load(folder, validation_per_class=3)
@@ -509,16 +498,6 @@ def test_options_that_contradict_the_data(tmp_path):
         load(folder, validation_share=1.0)
     with pytest.raises(UserError, match="class blue has 10 training images, fewer than 4 to hold out"):
         load(folder, validation_share=0.4, train_per_class=7)
-
-
-# ---- zips
-
-
-def test_a_table_in_a_zip_reads_no_pictures_from_elsewhere(tmp_path, downloads):
-    folder = make_table(tmp_path / "t")
-    write_csv(folder, ["red00.png,1", "../../../elsewhere.png,2"])
-    with pytest.raises(UserError, match=r"image \.\./\.\./\.\./elsewhere\.png leads out of .*a\.zip"):
-        load(pack(folder, tmp_path / "a.zip"))
 
 
 def test_training_can_use_the_pictures_on_the_device(photos):
