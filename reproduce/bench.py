@@ -15,7 +15,7 @@
 
 Each competitor is measured beside ours: two processes that take turns, each with its own settings of the processor.
 Which cores they may use is the caller's choice (taskset). Close other programs first: they slow both, and not alike.
-PyTorch and timm come with `source setup_env.sh dev`; what is missing is left out.
+PyTorch and timm come with `source setup_env.sh dev`.
 
 Writes logs/bench/PART.json with every single measurement. Everything is computed on the CPU, in float32.
 """
@@ -227,12 +227,8 @@ def specification(side: Side) -> dict:
 # ---- Measuring
 
 
-class Missing(Exception):
-    """A side cannot run for want of a package."""
-
-
 class Worker:
-    """The process of a side, a context. Raises Missing, and UserError when it ends by itself."""
+    """The process of a side, a context. Raises UserError when it ends by itself."""
 
     def __init__(self, side: Side):
         self.side = side
@@ -249,9 +245,6 @@ class Worker:
         )
 
     def __enter__(self):
-        missing = self._answer()["missing"]
-        if missing:
-            raise Missing(missing)
         return self
 
     def __exit__(self, *error):
@@ -273,6 +266,8 @@ class Worker:
         reason = self._errors.read().decode().strip().rpartition("\n")[2] or f"code {code}"
         if code == -signal.SIGKILL:
             reason = "killed, perhaps for want of memory; close other programs"
+        if reason.startswith(("ImportError", "ModuleNotFoundError")):
+            reason += "; `source setup_env.sh dev` installs what the peers need"
         raise UserError(f"{self.side.name}: its process ended: {reason}")
 
 
@@ -292,32 +287,19 @@ def measure_pair(part: Part, other: Side, repeat: int) -> tuple[list[dict], list
     return answers
 
 
-def measure(part: Part, repeat: int, only=()) -> dict:
-    """The record of a part, as its JSON file has it; `only` these sides beside ours, if any are named.
-
-    Raises UserError when a side fails, or when none can run.
-    """
+def measure(part: Part, repeat: int) -> dict:
+    """The record of a part, as its JSON file has it. Raises UserError when a side fails."""
     record = {"part": part.name, "machine": machine(), **part.about, "repeat": repeat, "images": part.images}
     record["at_once"] = part.repetitions
     for name in ("torch", "timm"):  # versions of the packages that only peers use
         with contextlib.suppress(metadata.PackageNotFoundError):
             record["machine"]["packages"][name] = metadata.version(name)
-    pairs, left_out = {}, {}
-    for side in part.sides[1:]:
-        if only and side.name not in only:
-            continue
-        try:
-            pairs[side.name] = measure_pair(part, side, repeat)
-        except Missing as reason:
-            left_out[side.name] = str(reason)
-            say(part.name, f"{side.name}: left out, {reason}; `source setup_env.sh dev` installs what the peers need")
-    if not pairs:
-        raise UserError(f"{part.name}: nothing to compare with here; `source setup_env.sh dev` installs the peers")
+    pairs = {side.name: measure_pair(part, side, repeat) for side in part.sides[1:]}
     ours = [answer for beside, _ in pairs.values() for answer in beside]
     competitors = {"ours": summary(part, ours, ours)}
     for name, (beside, answers) in pairs.items():
         competitors[name] = summary(part, answers, beside)
-    return {**record, "left_out": left_out, "competitors": competitors}
+    return {**record, "competitors": competitors}
 
 
 def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:
@@ -355,7 +337,7 @@ def _options(argv):
     kind = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m reproduce.bench", description=__doc__, formatter_class=kind)
     add = parser.add_argument
-    add("--part", nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    add("--part", nargs="+", default=list(PARTS), choices=PARTS, help="what is measured (default: all)")
     add("--repeat", type=int, default=7, help=f"repetitions of each (default 7; a table needs {_ENOUGH})")
     add("--competitor", nargs="+", default=[], metavar="NAME", help="only these beside ours")
     add("--against", type=Path, metavar="FOLDER", help="measure the code of another clone of this project too")
@@ -364,43 +346,42 @@ def _options(argv):
     options = parse(parser, argv)
     if options.repeat < 1:
         raise UserError(f"--repeat {options.repeat}: must be at least 1")
-    for name in options.part:
-        if name not in PARTS:
-            raise UserError(f"--part {name}: no such part; {near(name, PARTS)}")
+    if options.out is None and options.repeat >= _ENOUGH and not options.competitor:
+        options.out = FOLDER
     return options
 
 
-def _parts(options) -> list[Part]:
-    """The parts that were asked for, with the other clone in each."""
-    parts = [PARTS[name]() for name in dict.fromkeys(options.part)]
-    if options.against:
-        for part in parts:
-            part.sides.append(against(part.sides[0], options.against))
-    known = {side.name for part in parts for side in part.sides}
-    for name in options.competitor:
-        if name not in known:
-            raise UserError(f"--competitor {name}: not in {', '.join(options.part)}; {near(name, known)}")
+def parts_of(options) -> list[Part]:
+    """The parts that were asked for, with the other clone and with the chosen competitors alone."""
+    parts = []
+    for part in [PARTS[name]() for name in dict.fromkeys(options.part)]:
+        ours, *others = part.sides
+        if options.against:
+            others.append(against(ours, options.against))
+        known = [side.name for side in others]
+        for name in options.competitor:
+            if name not in known:
+                raise UserError(f"--competitor {name}: not in {part.name}; {near(name, known)}")
+        chosen = [side for side in others if side.name in (options.competitor or known)]
+        parts.append(dataclasses.replace(part, sides=[ours, *chosen]))
     return parts
 
 
 def main(argv=None) -> None:
     options = _options(argv)
     choose_device("cpu")
-    parts = _parts(options)
-    folder = options.out
-    if folder is None and options.repeat >= _ENOUGH and not options.competitor:
-        folder = FOLDER
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
+    parts = parts_of(options)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
     for part in parts:
-        record = measure(part, options.repeat, options.competitor)
+        record = measure(part, options.repeat)
         show(record)
-        if folder:
-            path = folder / f"{part.name}.json"
+        if options.out:
+            path = options.out / f"{part.name}.json"
             with atomic_write(path, "w") as file:
                 file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
             say("written", str(path))
-    if not folder:
+    if not options.out:
         say("note", f"nothing written: a table has all competitors and {_ENOUGH} repetitions; see --out")
 
 

@@ -27,7 +27,7 @@ from reproduce.run_log import read_metrics
 
 PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
 END = "<!-- end of table -->"
-_MARKER = re.compile(r"^<!-- table (.*?) -->$", re.MULTILINE)
+_MARKER = re.compile(r"^<!-- table ([^\n]*?) -->$", re.MULTILINE)
 _BLOCK = re.compile(rf"{_MARKER.pattern}(?:(?!^<!-- table ).)*?^{END}$", re.MULTILINE | re.DOTALL)
 _NOT_COMPARED = {"step", "train/images_per_second"}  # two runs with the same numbers may differ in speed
 
@@ -302,50 +302,26 @@ def fresh(text: str, name: str, logs: Logs) -> str:
 # ---- two runs
 
 
-def find_run(name: str) -> Path:
-    """The folder of a run given by its path or by its name under logs/."""
-    for path in (Path(name), results.LOGS / name):
-        if (path / "run.json").exists():
-            return path
-    raise UserError(
-        f"{name}: not a run; give a folder with run.json, or its name under logs/ "
-        "(python -m reproduce.results lists them)"
-    )
+def compare(a: Path, b: Path) -> str:
+    """Whether two runs are the same in all predictions and all that both recorded, but their speed, or where they part.
 
-
-def compare(a: Path, b: Path) -> list[tuple[str, str]]:
-    """(what, text) lines about the best weights of two runs on the same test images, and whether one repeats the other.
-
-    Raises UserError for folders without predictions, and for runs that were not tested on the same images.
+    Raises UserError for folders without predictions.
     """
-    found = {"A": results.read_predictions(a), "B": results.read_predictions(b)}
-    if not found["A"]["label"].equals(found["B"]["label"]):
-        raise UserError(f"{a} and {b} were not tested on the same images; compare runs with the same test set")
-    lines = [(run, f"{100 * own['hit'].mean():.2f} %, NLL {own['nll'].mean():.4f}") for run, own in found.items()]
-    return [*lines, ("records", _repeats(a, b, *found.values()))]
-
-
-def _repeats(a: Path, b: Path, one: pd.DataFrame, other: pd.DataFrame) -> str:
-    """Whether all that both runs recorded, but their speed, and all predictions are the same, or where they part."""
+    one, other = (results.read_predictions(run) for run in (a, b))
     mine, theirs = (
-        {
-            (row["step"], tag): value
-            for row in read_metrics(run)
-            for tag, value in row.items()
-            if tag not in _NOT_COMPARED
-        }
+        {(row["step"], tag): row[tag] for row in read_metrics(run) for tag in row.keys() - _NOT_COMPARED}
         for run in (a, b)
     )
     common = [key for key in mine if key in theirs]
     for step, tag in common:
         if mine[step, tag] != theirs[step, tag]:
-            return f"A and B part at step {step:,} in {tag}"
+            return f"the two part at step {step:,} in {tag}"
     for column in one:
         if not one[column].equals(other[column]):
-            return f"A and B part in the predictions ({column})"
+            return f"the two part in the predictions ({column})"
     alone = sorted({tag for _, tag in mine.keys() ^ theirs.keys()})
     extra = f"; not compared, as one of them alone has it: {', '.join(alone)}" if alone else ""
-    return f"A and B are the same to the last digit in {len(common):,} recorded values and all predictions{extra}"
+    return f"the same to the last digit in {len(common):,} recorded values and all predictions{extra}"
 
 
 def main(argv=None) -> None:
@@ -354,12 +330,11 @@ def main(argv=None) -> None:
     )
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="exit 1 when a table is not what logs/ give")
-    task.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of runs, or names under logs/")
+    task.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two runs")
     parser.add_argument("--root", default=str(ROOT), help="folder with the pages and logs/ (default: here)")
     options = parse(parser, argv)
     if options.compare:
-        for what, text in compare(*map(find_run, options.compare)):
-            say(what, text)
+        say("runs", compare(*map(Path, options.compare)))
         return
     root, stale = Path(options.root), []
     logs = Logs(root)
