@@ -90,7 +90,9 @@ class TorchStart:
         self.command = [sys.executable, str(Path(__file__).resolve()), json.dumps(spec)]
 
     def __call__(self) -> None:
-        subprocess.run(self.command, input="go\n", stdout=subprocess.DEVNULL, text=True, check=True)
+        done = subprocess.run(self.command, input="go\n", stdout=subprocess.DEVNULL, text=True)
+        if done.returncode:
+            sys.exit(done.returncode)  # its last words are there
 
 
 # ---- Paddle

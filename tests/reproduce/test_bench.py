@@ -8,7 +8,6 @@ from dataclasses import replace
 from statistics import median
 
 import pytest
-from conftest import assert_user_error
 
 from common.errors import UserError
 from reproduce import ROOT, bench
@@ -113,11 +112,10 @@ def test_another_clone_is_measured_by_its_own_code(tmp_path, light):
     with pytest.raises(UserError, match=r"^--against .*: no clone of this project"):
         bench.against(ours, tmp_path)
     for module in ("bench", "bench_ours"):
-        (tmp_path / "reproduce" / f"{module}.py").write_text(
-            LIGHT.replace("self.options = options", f"self.options = {{'m': '{module}'}}")
-        )
+        code = LIGHT.replace("self.options = options", f"self.options = {{'module': '{module}'}}")
+        (tmp_path / "reproduce" / f"{module}.py").write_text(code)
         with Worker(bench.against(ours, tmp_path)) as worker:
-            assert worker.go()["m"] == module
+            assert worker.go()["module"] == module
 
 
 @pytest.mark.slow
@@ -154,7 +152,3 @@ def test_every_side_of_every_part_runs_and_a_few_repetitions_write_nothing(monke
 def test_bad_options_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         bench.main(arguments)
-
-
-def test_an_error_is_one_line_and_exit_code_2(command):
-    assert_user_error(command("reproduce.bench", "--repeat", "-3"), "--repeat -3: must be at least 1")

@@ -123,7 +123,7 @@ def test_a_tampered_record_puts_neither_markup_nor_programs_on_a_page(project):
 @pytest.mark.parametrize("name", ["runs.csv", "literature.csv", "accuracy.csv"])
 def test_a_damaged_record_of_the_published_logs_is_named(project, name):
     (project / "logs" / "published" / name).write_text("")
-    with pytest.raises(UserError, match="csv: not whole .*; take it from git"):
+    with pytest.raises(UserError, match=r"csv: not whole .*; take it from git"):
         report(project, "--check")
 
 
