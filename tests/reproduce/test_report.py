@@ -59,6 +59,23 @@ def test_tables_from_runs_with_a_known_answer(project):
     assert found[2][0].startswith("digits, 58 epochs") and found[3][0] == found[4][0] == ""
 
 
+def test_a_study_that_goes_on_shows_the_last_weights_of_the_seeds_that_it_has(project):
+    few = {"name": "cifar100_vit_ti16_few"}
+    make_arm(project / "logs", "cifar100_102-two_views", [12, 10], alpha=0.0, **few)
+    make_arm(project / "logs", "cifar100_102-rdrop_0.3", [10], alpha=0.3, **few)
+    last = {"correct": 480, "total": 500, "accuracy": 0.96, "nll": 0.3, "ece": 0.1}
+    folder = project / "logs" / "study" / "cifar100_102-rdrop_0.3-seed1"
+    change_header(folder, lambda header: header["result"]["last"].update(test=last))
+    (project / "README.md").write_text(page("kl"))
+    report(project)
+    two_views, rdrop = rows(project / "README.md")[2:]
+    assert two_views[0] == "CIFAR-100, 10 a class, 102 epochs (last weights)" and two_views[2] == "2"
+    assert rdrop[1:] == ["R-Drop 0.3", "1", "96.00", "-1.60", rdrop[-1]]  # one seed has no interval
+    (project / "README.md").write_text(page("seeds"))
+    report(project)
+    assert rows(project / "README.md")[3][2:] == ["1", "98.00", "96.00"]
+
+
 def test_the_first_table_says_what_was_not_run_and_takes_runs_that_were(project):
     for name in ("README.md", "README_cn.md"):
         (project / name).write_text(page("first"))
