@@ -337,7 +337,7 @@ def _options(argv):
     kind = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m reproduce.bench", description=__doc__, formatter_class=kind)
     add = parser.add_argument
-    add("--part", nargs="+", default=list(PARTS), choices=PARTS, help="what is measured (default: all)")
+    add("--part", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     add("--repeat", type=int, default=7, help=f"repetitions of each (default 7; a table needs {_ENOUGH})")
     add("--competitor", nargs="+", default=[], metavar="NAME", help="only these beside ours")
     add("--against", type=Path, metavar="FOLDER", help="measure the code of another clone of this project too")

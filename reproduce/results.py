@@ -96,7 +96,9 @@ _COLUMNS = ("name", "path", "recipe", "settings", "seed", "steps", "rate", "seco
 def _row(path: Path, logs: Path) -> dict | None:
     """A run as a row of the table; None for one that has not finished or was not evaluated."""
     try:
-        header = json.loads(path.read_text() if path.is_file() else "")
+        if not path.is_file():
+            raise ValueError("no such file")
+        header = json.loads(path.read_text())
         if not header["finished"] or "best" not in header["result"]:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
@@ -311,7 +313,7 @@ def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
             "precision, %": 100 * right / matrix.sum(axis=0),  # NaN for one that is never predicted
             "most taken for": taken_for,
         }
-    )
+    ).rename_axis("class")
 
 
 def describe_classes(run: Path) -> str:
