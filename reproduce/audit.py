@@ -11,9 +11,7 @@ is an accuracy on the whole of it. How many images a value was counted on follow
 import hashlib
 import math
 import re
-import shlex
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,7 @@ FOLDER = ROOT / "logs" / "published"
 _LARGEST_UNIT = 200_000  # images; beyond, float32 cannot tell a multiple of 1/N from any other number
 _LEAST_VALUES = 7  # that so many different values share a unit twice as large by chance: 2 ** -7
 _IN_MILLISECONDS = 1e11  # time stamps above are milliseconds: VisualDL changed from seconds in 2021
+_TEST_IMAGES = 10_000  # of CIFAR-100, on which all claims rest
 _SLACK = 2.0  # seconds between the stamps of two processes that wait for each other at every step
 
 ZBP, ZPC = "zbp-xxxp/R-Drop-Paddle", "zpc-666/Paddle-R-Drop"
@@ -50,12 +49,9 @@ def find_logs(arguments) -> list[Path]:
     """The files meant by `arguments`: files, and folders for all record files in them. Raises UserError for others."""
     found = []
     for path in map(Path, arguments):
-        inside = sorted(p for p in path.rglob("*vdlrecords*") if p.is_file()) if path.is_dir() else [path]
+        inside = [path] if path.is_file() else sorted(p for p in path.rglob("*vdlrecords*") if p.is_file())
         if not inside:
-            raise UserError(f"{path}: no VisualDL record files (vdlrecords.*) in this folder; name one that has some")
-        if not inside[0].is_file():
-            what = "not a file" if path.exists() else "no such file or folder"
-            raise UserError(f"{path}: {what}; check the path")
+            raise UserError(f"{path}: neither a file nor a folder with VisualDL record files (vdlrecords.*)")
         found += inside
     return list(dict.fromkeys(path.resolve() for path in found))
 
@@ -70,58 +66,47 @@ def read_log(path) -> Log:
 
     path = Path(path)
     content = path.read_bytes()
-    columns: dict[str, list] = {}
-    start = 0
+    rows, start = [], 0
     while start < len(content):
-        length = int.from_bytes(content[start : start + 8], "little")
-        message = content[start + 8 : start + 8 + length]
+        end = start + 8 + int.from_bytes(content[start : start + 8], "little")
         try:
-            (value,) = Record.FromString(message).values if len(message) == length else ()
+            (value,) = Record.FromString(content[start + 8 : end]).values if end <= len(content) else ()
         except (DecodeError, ValueError):
-            if not columns:
-                break
-            raise UserError(
-                f"{path}: the record at byte {start:,} is damaged or cut short. Get the whole file, or audit what is "
-                f"before: head -c {start} {shlex.quote(str(path))} > vdlrecords.begin.log"
-            ) from None
+            raise UserError(f"{path}: no VisualDL record file, or damaged at byte {start:,}; get it again") from None
         if value.WhichOneof("one_value") == "value":
-            columns.setdefault(value.tag, []).append((value.id, value.value, value.timestamp))
-        start += 8 + length
-    if not columns:
-        raise UserError(f"{path}: is not a VisualDL record file with scalars; give a vdlrecords.* file")
-    return Log(path, hashlib.sha256(content).hexdigest(), {tag: _scalar(rows) for tag, rows in columns.items()})
-
-
-def _scalar(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=("step", "value", "time")).astype({"time": float})
+            rows.append((value.tag, value.id, value.value, value.timestamp))
+        start = end
+    if not rows:
+        raise UserError(f"{path}: a VisualDL record file without scalars; give one that has a test accuracy")
+    table = pd.DataFrame(rows, columns=("tag", "step", "value", "time")).astype({"time": float})
     if table["time"].median() > _IN_MILLISECONDS:
         table["time"] /= 1000
-    return table
+    scalars = {tag: own.drop(columns="tag").reset_index(drop=True) for tag, own in table.groupby("tag", sort=False)}
+    return Log(path, hashlib.sha256(content).hexdigest(), scalars)
 
 
 # ---- runs
 
 
-def audit(logs: list[Log], accuracy_tag: str = ACCURACY, rate_tag: str = "") -> tuple[pd.DataFrame, pd.DataFrame]:
+def audit(logs: list[Log], accuracy_tag: str = ACCURACY) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The runs in `logs` in order of time, one row each, and all their accuracies.
 
     The first table has the columns of `_audit_run`. The second has run, step, processes, and of the accuracies of the
     processes mean, lowest and highest in %.
 
-    accuracy_tag: the scalar of the test accuracy, shares of 1 or percentages. rate_tag: that of the learning rate; "":
-    the first whose name says so. Raises UserError for a log without accuracy, or with values that are none.
+    accuracy_tag: the scalar of the test accuracy, shares of 1 or percentages. Raises UserError for a log without it, or
+    with values that are none.
     """
     logs = list({log.sha256: log for log in logs}.values())  # a copy says nothing new
     accuracies = {log.sha256: _accuracy(log, accuracy_tag) for log in logs}
     runs: list[list[Log]] = []
     for log in sorted(logs, key=lambda log: (accuracies[log.sha256]["time"].min(), log.path.name)):
         own = accuracies[log.sha256]
-        run = next((run for run in runs if _keep_pace(accuracies[run[0].sha256], own)), None)
-        if run is None:
-            runs.append([log])
-        else:
-            run.append(log)
-    audited = [_audit_run(run, pd.concat([accuracies[log.sha256] for log in run]), rate_tag) for run in runs]
+        run = next((run for run in runs if _keep_pace(accuracies[run[0].sha256], own)), [])
+        if not run:
+            runs.append(run)
+        run.append(log)
+    audited = [_audit_run(run, pd.concat([accuracies[log.sha256] for log in run])) for run in runs]
     return pd.DataFrame([row for row, _ in audited]), pd.concat([table for _, table in audited], ignore_index=True)
 
 
@@ -152,7 +137,7 @@ def _keep_pace(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     return times.index.equals(others.index) and bool((times - others).abs().max() <= _SLACK)
 
 
-def _audit_run(logs: list[Log], accuracy: pd.DataFrame, rate_tag: str) -> tuple[dict, pd.DataFrame]:
+def _audit_run(logs: list[Log], accuracy: pd.DataFrame) -> tuple[dict, pd.DataFrame]:
     """A run as a row, and its accuracies step by step. Steps that a process did not record are left out."""
     images = images_per_value(accuracy["value"])
     if images:  # free of the rounding of float32
@@ -168,7 +153,7 @@ def _audit_run(logs: list[Log], accuracy: pd.DataFrame, rate_tag: str) -> tuple[
     row = {
         "run": name,
         "repository": repositories.get(logs[0].sha256, ""),
-        "started": _day(times.min()),
+        "started": str(np.datetime64(int(times.min()), "s")).partition("T")[0],  # UTC
         "hours": round((times.max() - times.min()) / 3600, 2),
         "processes": processes,
         "updates": max(int(table["step"].max()) for log in logs for table in log.scalars.values()),
@@ -182,20 +167,12 @@ def _audit_run(logs: list[Log], accuracy: pd.DataFrame, rate_tag: str) -> tuple[
         "best_times": int((percent["mean"] == percent["mean"].max()).sum()),
         "last": percent["mean"].iloc[-1],
         "last_step": int(percent.index[-1]),
-        "schedule": _schedule_of(logs[0], rate_tag),
+        "schedule": _schedule_of(logs[0]),
         "sha256": " ".join(log.sha256 for log in logs),
     }
     percent = percent.rename(columns={"min": "lowest", "max": "highest"}).reset_index()
     percent.insert(0, "run", name)
     return row, percent.assign(processes=processes)
-
-
-def _day(unix_seconds: float) -> str:
-    """The day in UTC of a time stamp; "unknown" for one that no calendar has."""
-    try:
-        return f"{datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=unix_seconds):%Y-%m-%d}"
-    except (OverflowError, ValueError):
-        return "unknown"
 
 
 def images_per_value(shares) -> int | None:
@@ -216,14 +193,12 @@ def images_per_value(shares) -> int | None:
 # ---- schedule
 
 
-def _schedule_of(log: Log, tag: str) -> str:
+def _schedule_of(log: Log) -> str:
+    """What the first scalar says whose name is that of a learning rate."""
     names = [tag for tag in log.scalars if re.search(r"(^|[/_])(lr|learning_?rate)($|[/_])", tag.lower())]
-    tag = tag or next(iter(names), "")
-    if not tag:
+    if not names:
         return "rate not logged"
-    if tag not in log.scalars:
-        raise UserError(f"{log.path}: has no scalar {tag}; name the learning rate with --rate_tag TAG")
-    rates = log.scalars[tag].groupby("step")["value"].first()
+    rates = log.scalars[names[0]].groupby("step")["value"].first()
     if not (np.isfinite(rates).all() and rates.max() > 0):
         return "cannot tell: the logged rate is not positive"
     return describe_schedule(rates)
@@ -258,7 +233,7 @@ def describe_schedule(rates: pd.Series) -> str:
 # ---- claims
 
 
-def judge(runs: pd.DataFrame, test_images: int = 10_000) -> pd.DataFrame:
+def judge(runs: pd.DataFrame) -> pd.DataFrame:
     """The claims in logs/published/claims.csv whose repository has logs in `runs`, with three columns more.
 
     supported: "yes" where a run has just that value on the whole test set, "no" where none reaches it, else "cannot
@@ -266,12 +241,12 @@ def judge(runs: pd.DataFrame, test_images: int = 10_000) -> pd.DataFrame:
     """
     claims = _read(FOLDER / "claims.csv")
     claims = claims[claims["repository"].isin(runs["repository"])]
-    found = [_judge(claim, runs[runs["repository"] == claim.repository], test_images) for claim in claims.itertuples()]
+    found = [_judge(claim, runs[runs["repository"] == claim.repository]) for claim in claims.itertuples()]
     return claims.assign(**pd.DataFrame(found, claims.index, ["supported", "reached", "rests_on"]))
 
 
-def _judge(claim, runs: pd.DataFrame, test_images: int) -> tuple[str, float, str]:
-    values = runs[runs["test_images"] == test_images]["last" if claim.moment == "end" else "best"].round(2)
+def _judge(claim, runs: pd.DataFrame) -> tuple[str, float, str]:
+    values = runs[runs["test_images"] == _TEST_IMAGES]["last" if claim.moment == "end" else "best"].round(2)
     supported = "no"
     if (values == claim.percent).any():
         supported = "yes"
@@ -288,15 +263,8 @@ def _judge(claim, runs: pd.DataFrame, test_images: int) -> tuple[str, float, str
 # ---- logs/published
 
 
-def write_record(runs: pd.DataFrame, accuracy: pd.DataFrame, folder: Path = FOLDER) -> None:
-    """Write runs.csv and accuracy.csv; the same logs give the same bytes, wherever they lie."""
-    for name, table in (("runs", runs), ("accuracy", accuracy)):
-        with atomic_write(folder / f"{name}.csv", "w") as file:
-            table.to_csv(file, index=False, lineterminator="\n")
-
-
 def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
-    """runs and accuracy, as `write_record` wrote them, and literature: what others report, written by hand.
+    """runs and accuracy, as --record wrote them, and literature: what others report, written by hand.
 
     Raises UserError for a file that is missing or not whole.
     """
@@ -308,10 +276,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype={"run": str, "top1": str}, keep_default_na=False)
     except (OSError, ValueError) as problem:
-        raise UserError(
-            f"{path}: the record of the published logs is not whole ({problem}); write it again with "
-            "python -m reproduce.audit FOLDER --record, or take it from git"
-        ) from None
+        raise UserError(f"{path}: not whole ({problem}); take it from git") from None
 
 
 _ABOUT = """Audit VisualDL logs of an image classifier. best_value is that of one process, on images_per_value images of
@@ -322,25 +287,23 @@ def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.audit", description=_ABOUT)
     parser.add_argument("logs", nargs="+", metavar="LOG", help="VisualDL record file, or a folder of them")
     parser.add_argument("--accuracy_tag", default=ACCURACY, help="scalar of the test accuracy")
-    parser.add_argument("--rate_tag", default="", help="scalar of the learning rate (default: found by its name)")
-    parser.add_argument("--test_images", type=int, default=10_000, help="size of the whole test set")
     parser.add_argument("--record", action="store_true", help="write the tables to logs/published/")
     options = parse(parser, argv)
-    logs = [read_log(path) for path in find_logs(options.logs)]
-    runs, accuracy = audit(logs, options.accuracy_tag, options.rate_tag)
-    for run in runs.to_dict("records"):
+    runs, accuracy = audit([read_log(path) for path in find_logs(options.logs)], options.accuracy_tag)
+    for run in runs.drop(columns="sha256").to_dict("records"):
         for name, value in run.items():
-            if name != "sha256":
-                print(f"{name:17}{value or 'cannot tell'}")
+            print(f"{name:17}{value or 'cannot tell'}")
         print()
-    claims = judge(runs, options.test_images)
+    claims = judge(runs)
     if len(claims):
         print(claims.to_string(index=False))
     if options.record:
         if not runs["repository"].all():
             raise UserError("--record is for the logs whose repositories are known; leave the others out")
-        write_record(runs, accuracy)
-        say("written", f"{FOLDER.relative_to(ROOT)}/: runs.csv, accuracy.csv")
+        for name, table in (("runs", runs), ("accuracy", accuracy)):
+            with atomic_write(FOLDER / f"{name}.csv", "w") as file:
+                table.to_csv(file, index=False, lineterminator="\n")
+        say("written", "logs/published: runs.csv, accuracy.csv")
 
 
 if __name__ == "__main__":

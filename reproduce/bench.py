@@ -1,4 +1,4 @@
-"""Measure what this project costs, beside PyTorch and a plain Paddle program, pair by pair in one run.
+"""Measure what this project costs, beside PyTorch and plain Paddle, pair by pair in one run.
 
     python -m reproduce.bench                              all parts, 7 repetitions: about an hour on 2 cores
     python -m reproduce.bench --part step_ti16 input       two of them: some minutes
@@ -7,15 +7,15 @@
                                                            before and after: "against" runs the code of another clone
 
     step_b16     a training step of ViT-B/16, 224 px, 8 images: R-Drop and one view here, R-Drop in PyTorch (timm), and
-                 in a plain Paddle program as the public port has it, under Paddle's own settings and under ours
+                 here without models/fast_cpu.py, under our settings of the processor and under Paddle's own
     step_ti16    the same of ViT-Ti/16, 64 px, 64 images
-    input        random crops of 32 px images at 384 px, one core: here, paddle.vision.transforms, Pillow
+    input        random crops of 32 px images at 384 px, one core: here, paddle.vision.transforms
     evaluation   ViT-Ti/16 at 224 px on images it only reads: here, PyTorch
-    start        from the start of the program to its first step and to its end: here, PyTorch
+    start        from the start of the program to its end after one step: here, PyTorch
 
 Each competitor is measured beside ours: two processes that take turns, each with its own settings of the processor.
 Which cores they may use is the caller's choice (taskset). Close other programs first: they slow both, and not alike.
-PyTorch and timm come with `source setup_env.sh dev`; what is missing is left out.
+PyTorch and timm come with `source setup_env.sh dev`.
 
 Writes logs/bench/PART.json with every single measurement. Everything is computed on the CPU, in float32.
 """
@@ -42,7 +42,6 @@ from common.atomic import atomic_write
 from common.errors import UserError, near
 from data.in_memory import InMemory
 from models import MODELS, build
-from models.vit import ViTConfig
 from reproduce import PROCESSOR_SETTINGS, ROOT, train
 from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import evaluate
@@ -51,10 +50,10 @@ from reproduce.recipes import HEADLINE, RECIPES
 from reproduce.run_log import machine
 
 FOLDER = ROOT / "logs" / "bench"
-PRODUCT_SIZE = 2048  # of the matrix products that show what the processor can do; 0.1 s at 150 GFLOP/s
 CLASSES = 100
 _WORKER = Path(__file__).with_name("bench_peers.py")
 _NOT_PASSED_ON = {*PROCESSOR_SETTINGS, "MKL_DEBUG_CPU_TYPE"}  # each side settles them for itself
+_PADDLES_OWN = {"OMP_NUM_THREADS": "1", "FLAGS_use_stride_kernel": "1", "MKL_DEBUG_CPU_TYPE": "0"}
 _PAUSE = 0.4  # seconds before each repetition: OpenMP's threads spin for 0.2 after their work
 _ENOUGH = 5  # repetitions that a table needs
 
@@ -65,11 +64,14 @@ _ENOUGH = 5  # repetitions that a table needs
 class Step:
     """Called, it does `steps` training steps on one batch and gives the last loss."""
 
-    def __init__(self, images, labels, *, recipe: str, changes: dict, classes: int, steps: int):
+    def __init__(self, images, labels, *, recipe: str, changes: dict, classes: int, steps: int, fast: bool = True):
         paddle.set_device("cpu")
         self.recipe = dataclasses.replace(RECIPES[recipe], **changes)
         self.batch, self.steps, self.done = (paddle.to_tensor(images), paddle.to_tensor(labels)), steps, 0
-        self.model = train.build_network(self.recipe, classes, fused=False)
+        if fast:
+            self.model = train.build_network(self.recipe, classes, fused=False)
+        else:
+            self.model = build(self.recipe.network(classes))
         self.model.train()
         self.optimizer = make_optimizer(self.recipe, self.model)
 
@@ -101,7 +103,7 @@ class Evaluation:
         paddle.set_device("cpu")
         recipe = dataclasses.replace(RECIPES[recipe], **changes)
         self.split, self.batch_size, self.image_size = InMemory(images, labels), batch_size, recipe.image_size
-        self.model = build(recipe.network(classes))
+        self.model = train.build_network(recipe, classes, fused=False)
 
     def __call__(self) -> dict:
         return {"nll": float(np.mean(evaluate(self.model, self.split, self.image_size, self.batch_size).nll))}
@@ -117,9 +119,8 @@ class Side:
     name: str
     task: str  # "module:class", found by bench_peers.py
     options: dict
-    our_settings: bool = True  # of the processor; otherwise those that the framework has by itself
-    library: str = ""  # whose matrix product is measured beside it; "" = none
     images: dict | None = None  # of bench_peers.random_images
+    environment: dict = field(default_factory=dict)  # settings of the processor that are not its program's own
     core: int | None = None  # the only one it may use
     folder: Path = ROOT  # the clone whose code it runs
 
@@ -133,58 +134,43 @@ class Part:
     sides: list[Side]  # the first is ours
     images: int  # of a repetition; 0 = does not apply
     repetitions: int = 1  # that a side does at once; the mean of their seconds is one measurement
-    flops: dict[str, int] = field(default_factory=dict)  # of a repetition, by name of the side
-
-
-def published_flops(config: ViTConfig) -> int:
-    """Operations of a forward pass of one image, all tokens in all blocks; a multiply-add counts as 2.
-
-    What every side is credited with, however it gets to the same result.
-    """
-    t, d = config.tokens, config.width
-    block = 8 * t * d * d + 4 * t * t * d + 4 * t * d * config.mlp_width  # four projections, attention, MLP
-    return 2 * (t - 1) * 3 * config.patch_size**2 * d + config.depth * block + 2 * d * config.num_classes
 
 
 def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, steps: int, classes=CLASSES) -> Part:
     """One training step: forward, backward, clipping, SGD with momentum; `steps` of them at once."""
     recipe = RECIPES[recipe_name]
-    # All sum the KL over the batch, as the official code does, so that all compute the same loss.
+    # Both sum the KL over the batch, as the official code does, so that all compute the same loss.
     sizes = {"batch_size": batch_size, "micro_batch_size": batch_size, "kl_sum_over": batch_size}
     plain = {"num_views": 2, "precision": "fp32", "pretrained": "", "schedule": "constant", "warmup_steps": 0}
     changes = {"image_size": image_size, **sizes, **plain}
-    network = {**MODELS[recipe.model], "image_size": image_size, "num_classes": classes}
-    images = {"count": batch_size, "size": image_size, "classes": classes, "kind": "float32"}
     ours = {"recipe": recipe_name, "changes": changes, "classes": classes, "steps": steps}
     one_view = {**ours, "changes": {**changes, "num_views": 1}}
+    without_fast_layers = {**ours, "fast": False}
+    network = {"image_size": image_size, "num_classes": classes, "dropout": recipe.dropout}
     settings = {"alpha": recipe.alpha, "learning_rate": recipe.learning_rate, "steps": steps}
-    peer = {"network": {**network, "dropout": recipe.dropout}, **settings}
+    torch = {"network": {**MODELS[recipe.model], **network}, **settings}
+    images = {"count": batch_size, "size": image_size, "classes": classes, "kind": "float32"}
     sides = [
-        Side("ours", "reproduce.bench:Step", ours, library="paddle", images=images),
-        Side("ours_baseline", "reproduce.bench:Step", one_view, library="paddle", images=images),
-        Side("pytorch", "bench_peers:TorchStep", peer, False, "torch", images),
-        Side("port", "bench_port:Step", peer, False, "paddle", images),
-        Side("port_tuned", "bench_port:Step", peer, True, "paddle", images),
+        Side("ours", "reproduce.bench:Step", ours, images),
+        Side("ours_baseline", "reproduce.bench:Step", one_view, images),
+        Side("pytorch", "bench_peers:TorchStep", torch, images),
+        Side("plain", "reproduce.bench:Step", without_fast_layers, images),
+        Side("plain_untuned", "reproduce.bench:Step", without_fast_layers, images, _PADDLES_OWN),
     ]
-    forward = published_flops(ViTConfig(**network))
-    view = 3 * forward * batch_size  # a backward pass costs two forward passes
-    flops = {name: 2 * view for name in (*(side.name for side in sides), "against")} | {"ours_baseline": view}
     about = {"model": recipe.model, "recipe": recipe_name, "image_size": image_size, "batch_size": batch_size}
-    return Part(name, {**about, "classes": classes, "flops_per_image": forward}, sides, batch_size, steps, flops)
+    return Part(name, {**about, "classes": classes}, sides, batch_size, steps)
 
 
 def input_part(image_size: int = 384, batch_size: int = 64, batches: int = 2) -> Part:
     """CIFAR-like bytes to float32 batches: random crop, resize, scale. Each side has the same single core."""
     images = {"count": 512, "size": 32, "classes": CLASSES, "kind": "uint8"}
-    peer = {"image_size": image_size, "batch_size": batch_size}
-    changes = {**peer, "micro_batch_size": batch_size}
-    peer["batches"] = batches
-    alike = {"images": images, "core": min(os.sched_getaffinity(0))}
-    ours = {"recipe": HEADLINE, "changes": changes, "batches": batches}
+    sizes = {"image_size": image_size, "batch_size": batch_size}
+    ours = {"recipe": HEADLINE, "changes": {**sizes, "micro_batch_size": batch_size}, "batches": batches}
+    peer = {**sizes, "batches": batches}
+    core = min(os.sched_getaffinity(0))
     sides = [
-        Side("ours", "reproduce.bench:Input", ours, **alike),
-        Side("paddle_vision", "bench_peers:PaddleVision", peer, **alike),
-        Side("pillow", "bench_peers:Pillow", peer, False, **alike),
+        Side("ours", "reproduce.bench:Input", ours, images, core=core),
+        Side("paddle_vision", "bench_peers:PaddleVision", peer, images, core=core),
     ]
     return Part("input", {"from_size": 32, **peer}, sides, batch_size * batches)
 
@@ -192,26 +178,26 @@ def input_part(image_size: int = 384, batch_size: int = 64, batches: int = 2) ->
 def evaluation_part(model: str = "ViT-Ti_16", image_size: int = 224, count: int = 192, batch_size: int = 64) -> Part:
     """Every image once, from bytes to the top 5 classes, confidence and NLL."""
     images = {"count": count, "size": 32, "classes": CLASSES, "kind": "uint8"}
-    changes = {"model": model, "image_size": image_size}
+    about = {"model": model, "image_size": image_size}
+    changes = {**about, "pretrained": ""}
     ours = {"recipe": HEADLINE, "changes": changes, "classes": CLASSES, "batch_size": batch_size}
     network = {**MODELS[model], "image_size": image_size, "num_classes": CLASSES}
-    peer = {"network": network, "batch_size": batch_size}
     sides = [
-        Side("ours", "reproduce.bench:Evaluation", ours, images=images),
-        Side("pytorch", "bench_peers:TorchEvaluation", peer, False, images=images),
+        Side("ours", "reproduce.bench:Evaluation", ours, images),
+        Side("pytorch", "bench_peers:TorchEvaluation", {"network": network, "batch_size": batch_size}, images),
     ]
-    return Part("evaluation", {**changes, "from_size": 32, "batch_size": batch_size}, sides, count)
+    return Part("evaluation", {**about, "from_size": 32, "batch_size": batch_size}, sides, count)
 
 
 def start_part() -> Part:
-    """From the start of the program to its first training step, and to its end."""
-    torch = step_part("", "digits", RECIPES["digits"].image_size, RECIPES["digits"].batch_size, 1, classes=10).sides[2]
-    spec = {**dataclasses.asdict(torch), "folder": ""}
+    """From the start of the program to its end after one training step; ours notes when that step was done, too."""
+    recipe = RECIPES["digits"]
+    torch = step_part("", "digits", recipe.image_size, recipe.batch_size, 1, classes=10).sides[2]
     sides = [
-        Side("ours", "bench_peers:TrainStart", {"recipe": "digits"}, False),
-        Side("pytorch", "bench_peers:TorchStart", spec, False),
+        Side("ours", "bench_peers:TrainStart", {"recipe": "digits"}),
+        Side("pytorch", "bench_peers:TorchStart", specification(torch)),
     ]
-    return Part("start", {"model": RECIPES["digits"].model, "batch_size": RECIPES["digits"].batch_size}, sides, 0)
+    return Part("start", {"model": recipe.model, "batch_size": recipe.batch_size}, sides, 0)
 
 
 PARTS = {
@@ -233,160 +219,100 @@ def against(ours: Side, folder: Path) -> Side:
     return dataclasses.replace(ours, name="against", task=task, folder=folder.resolve())
 
 
+def specification(side: Side) -> dict:
+    """What bench_peers.py has to know of a side."""
+    return {"task": side.task, "options": side.options, "images": side.images, "core": side.core}
+
+
 # ---- Measuring
 
 
-class Missing(Exception):
-    """A side cannot run for want of a package."""
-
-
 class Worker:
-    """The process of a side. Raises Missing, and UserError when it ends by itself."""
+    """The process of a side, a context. Raises UserError when it ends by itself."""
 
     def __init__(self, side: Side):
         self.side = side
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        spec = {**dataclasses.asdict(side), "folder": "", "product_size": PRODUCT_SIZE}
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         self._process = subprocess.Popen(
-            [sys.executable, str(_WORKER), json.dumps(spec)],
+            [sys.executable, str(_WORKER), json.dumps(specification(side))],
             cwd=side.folder,
-            env=environment,
+            env={**environment, **side.environment},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
-        self.before = self._answer()
 
-    def ask(self, command: str) -> dict:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._process.communicate()  # closes its stdin, at which it ends
+        self._errors.close()
+
+    def go(self) -> dict:
+        """One repetition: its seconds, what the task gives, peak memory and settings of the processor."""
         with contextlib.suppress(BrokenPipeError):  # it has ended: `_answer` says how
-            print(command, file=self._process.stdin, flush=True)
+            print("go", file=self._process.stdin, flush=True)
         return self._answer()
 
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
-        if not line:
-            raise UserError(f"{self.side.name}: {self._end()}")
-        answer = json.loads(line)
-        if "missing" in answer:
-            self.close()
-            raise Missing(answer["missing"])
-        return answer
-
-    def _end(self) -> str:
+        if line:
+            return json.loads(line)
         code = self._process.wait()
-        if code == -signal.SIGKILL:
-            return "its process was killed, perhaps for want of memory; close other programs"
         self._errors.seek(0)
-        return f"its process ended: {self._errors.read().decode().strip().rpartition(chr(10))[2] or f'code {code}'}"
+        reason = self._errors.read().decode().strip().rpartition("\n")[2] or f"code {code}"
+        if code == -signal.SIGKILL:
+            reason = "killed, perhaps for want of memory; close other programs"
+        if reason.startswith(("ImportError", "ModuleNotFoundError")):
+            reason += "; `source setup_env.sh dev` installs what the peers need"
+        raise UserError(f"{self.side.name}: its process ended: {reason}")
 
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-        self._errors.close()
 
-
-def measure_pair(ours: Side, other: Side, repeat: int, tell) -> list[dict]:
-    """What was measured of both, in turns: two dicts of "seconds", "more", "product" (FLOP/s) and memory, settings."""
+def measure_pair(part: Part, other: Side, repeat: int) -> tuple[list[dict], list[dict]]:
+    """What `Worker.go` gave for ours and for the other side, turn by turn."""
     with contextlib.ExitStack() as stack:
-        workers = []
-        for side in (ours, other):
-            workers.append(Worker(side))
-            stack.callback(workers[-1].close)
+        workers = [stack.enter_context(Worker(side)) for side in (part.sides[0], other)]
         for worker in workers * 2:  # warms up; the optimizer's numbers are there from the second step on
-            worker.ask("go")
-        answers = [[], []]
-        products = [0.0, 0.0]
+            worker.go()
+        answers = ([], [])
         for turn in range(repeat):
             for i in (0, 1) if turn % 2 == 0 else (1, 0):
                 time.sleep(_PAUSE)
-                answers[i].append(workers[i].ask("go"))
-            for i, worker in enumerate(workers):
-                if worker.side.library:
-                    time.sleep(_PAUSE)
-                    products[i] = max(products[i], worker.ask("product")["flops_per_second"])
+                answers[i].append(workers[i].go())
             own, others = (found[-1]["seconds"] for found in answers)
-            tell(f"turn {turn + 1} of {repeat}: ours {own:.3g} s, {other.name} {others:.3g} s")
-        return [_measured(*each) for each in zip(workers, answers, products, strict=True)]
+            say(part.name, f"turn {turn + 1} of {repeat}: ours {own:.3g} s, {other.name} {others:.3g} s")
+    return answers
 
 
-def _measured(worker: Worker, answers: list[dict], product: float) -> dict:
-    after = worker.ask("facts")
-    return {
-        "seconds": [answer.pop("seconds") for answer in answers],
-        "more": answers,
-        "product": product,
-        "settings": after["settings"],
-        "memory_before_bytes": worker.before["memory"]["now"],
-        "memory_idle_bytes": after["memory"]["now"],
-        "memory_peak_bytes": after["memory"]["peak"],
-    }
-
-
-def measure(part: Part, repeat: int, only=()) -> dict:
-    """The record of a part, as its JSON file has it; `only` these sides beside ours, if any are named.
-
-    Raises UserError when a side fails, or when one that `only` names cannot run.
-    """
+def measure(part: Part, repeat: int) -> dict:
+    """The record of a part, as its JSON file has it. Raises UserError when a side fails."""
     record = {"part": part.name, "machine": machine(), **part.about, "repeat": repeat, "images": part.images}
     record["at_once"] = part.repetitions
     for name in ("torch", "timm"):  # versions of the packages that only peers use
         with contextlib.suppress(metadata.PackageNotFoundError):
             record["machine"]["packages"][name] = metadata.version(name)
-    ours, *others = part.sides
-    pairs, left_out = {}, {}
-    for side in others:
-        if only and side.name not in only:
-            continue
-        try:
-            pairs[side.name] = measure_pair(ours, side, repeat, lambda text: say(part.name, text))
-        except Missing as reason:
-            remedy = "`source setup_env.sh dev` installs what the peers need"
-            if side.name in only:
-                raise UserError(f"{side.name}: {reason}; {remedy}") from None
-            left_out[side.name] = str(reason)
-            say(part.name, f"{side.name}: left out, {reason}; {remedy}")
-    if not pairs:
-        raise UserError(f"{part.name}: nothing to compare with here; `source setup_env.sh dev` installs the peers")
-    peak = max(found["product"] for pair in pairs.values() for found in pair)
-    record["peak"] = {"flops_per_second": peak, "product_size": PRODUCT_SIZE} if peak else None
-    beside = [pair[0] for pair in pairs.values()]
-    competitors = {"ours": _result(part, "ours", _joined(beside), _joined(beside)["seconds"], peak)}
-    for name, (found_ours, found) in pairs.items():
-        competitors[name] = _result(part, name, found, found_ours["seconds"], peak)
-    return {**record, "left_out": left_out, "competitors": competitors}
+    pairs = {side.name: measure_pair(part, side, repeat) for side in part.sides[1:]}
+    ours = [answer for beside, _ in pairs.values() for answer in beside]
+    competitors = {"ours": summary(part, ours, ours)}
+    for name, (beside, answers) in pairs.items():
+        competitors[name] = summary(part, answers, beside)
+    return {**record, "competitors": competitors}
 
 
-def _joined(measurements: list[dict]) -> dict:
-    """Ours of all pairs as one."""
-    joined = {**measurements[0]}
-    for name in ("seconds", "more"):
-        joined[name] = [value for found in measurements for value in found[name]]
-    for name in ("product", "memory_peak_bytes"):
-        joined[name] = max(found[name] for found in measurements)
-    return joined
-
-
-def _result(part: Part, name: str, found: dict, ours_seconds: list[float], peak: float) -> dict:
+def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:
     """All about one side; seconds are those of one repetition, its own and ours of the same turn."""
-    seconds, ours = ([value / part.repetitions for value in values] for values in (found["seconds"], ours_seconds))
-    result = {
-        "seconds": seconds,
-        "ours_seconds": ours,
-        **spread(seconds),
-        "n": len(seconds),
-        "ratio_to_ours": spread([own / other for own, other in zip(seconds, ours, strict=True)]),
-        **{key: found[key] for key in ("memory_before_bytes", "memory_idle_bytes", "memory_peak_bytes", "settings")},
-    }
+    found = {name: [answer[name] for answer in answers] for name in answers[0]}
+    seconds, ours = ([answer["seconds"] / part.repetitions for answer in side] for side in (answers, beside))
+    found |= {"seconds": seconds, "ours_seconds": ours, **spread(seconds), "n": len(seconds)}
+    found["ratio_to_ours"] = spread([own / other for own, other in zip(seconds, ours, strict=True)])
+    found["memory_peak_bytes"] = max(found["memory_peak_bytes"])
+    found["settings"] = answers[0]["settings"]
     if part.images:
-        result["images_per_second"] = part.images / result["median"]
-    if name in part.flops:
-        speed = part.flops[name] / result["median"]
-        result |= {"nominal_flops": part.flops[name], "flops_per_second": speed, "share_of_peak": speed / peak}
-        result["product_flops_per_second"] = found["product"]
-    return result | {key: [answer[key] for answer in found["more"]] for key in found["more"][0]}
+        found["images_per_second"] = part.images / found["median"]
+    return found
 
 
 def spread(values: list[float]) -> dict:
@@ -398,21 +324,20 @@ def spread(values: list[float]) -> dict:
 
 def show(record: dict) -> None:
     """A line for each side: seconds, and the ratio to ours, as median (lowest - highest)."""
+
+    def text(values: dict) -> str:
+        return f"{values['median']:.3f} ({values['lowest']:.3f} - {values['highest']:.3f})"
+
     for name, found in record["competitors"].items():
-        seconds, ratio = (_range(values) for values in (found, found["ratio_to_ours"]))
-        memory = found["memory_peak_bytes"] / 1e9
-        print(f"  {name:14} {seconds} s   x {ratio} of ours   {memory:.2f} GB   n = {found['n']}", flush=True)
-
-
-def _range(values: dict) -> str:
-    return f"{values['median']:.3f} ({values['lowest']:.3f} - {values['highest']:.3f})"
+        ratio, memory = text(found["ratio_to_ours"]), found["memory_peak_bytes"] / 1e9
+        print(f"  {name:14} {text(found)} s   x {ratio} of ours   {memory:.2f} GB   n = {found['n']}", flush=True)
 
 
 def _options(argv):
     kind = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="python -m reproduce.bench", description=__doc__, formatter_class=kind)
     add = parser.add_argument
-    add("--part", nargs="+", default=list(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}")
+    add("--part", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     add("--repeat", type=int, default=7, help=f"repetitions of each (default 7; a table needs {_ENOUGH})")
     add("--competitor", nargs="+", default=[], metavar="NAME", help="only these beside ours")
     add("--against", type=Path, metavar="FOLDER", help="measure the code of another clone of this project too")
@@ -421,43 +346,42 @@ def _options(argv):
     options = parse(parser, argv)
     if options.repeat < 1:
         raise UserError(f"--repeat {options.repeat}: must be at least 1")
-    for name in options.part:
-        if name not in PARTS:
-            raise UserError(f"--part {name}: no such part; {near(name, PARTS)}")
+    if options.out is None and options.repeat >= _ENOUGH and not options.competitor:
+        options.out = FOLDER
     return options
 
 
-def _parts(options) -> list[Part]:
-    """The parts that were asked for, with the other clone in each."""
-    parts = [PARTS[name]() for name in dict.fromkeys(options.part)]
-    if options.against:
-        for part in parts:
-            part.sides.append(against(part.sides[0], options.against))
-    known = {side.name for part in parts for side in part.sides}
-    for name in options.competitor:
-        if name not in known:
-            raise UserError(f"--competitor {name}: not in {', '.join(options.part)}; {near(name, known)}")
+def parts_of(options) -> list[Part]:
+    """The parts that were asked for, with the other clone and with the chosen competitors alone."""
+    parts = []
+    for part in [PARTS[name]() for name in dict.fromkeys(options.part)]:
+        ours, *others = part.sides
+        if options.against:
+            others.append(against(ours, options.against))
+        known = [side.name for side in others]
+        for name in options.competitor:
+            if name not in known:
+                raise UserError(f"--competitor {name}: not in {part.name}; {near(name, known)}")
+        chosen = [side for side in others if side.name in (options.competitor or known)]
+        parts.append(dataclasses.replace(part, sides=[ours, *chosen]))
     return parts
 
 
 def main(argv=None) -> None:
     options = _options(argv)
     choose_device("cpu")
-    parts = _parts(options)
-    folder = options.out
-    if folder is None and options.repeat >= _ENOUGH and not options.competitor:
-        folder = FOLDER
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
+    parts = parts_of(options)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
     for part in parts:
-        record = measure(part, options.repeat, options.competitor)
+        record = measure(part, options.repeat)
         show(record)
-        if folder:
-            path = folder / f"{part.name}.json"
+        if options.out:
+            path = options.out / f"{part.name}.json"
             with atomic_write(path, "w") as file:
                 file.write(json.dumps(record, indent=1, allow_nan=False) + "\n")
             say("written", str(path))
-    if not folder:
+    if not options.out:
         say("note", f"nothing written: a table has all competitors and {_ENOUGH} repetitions; see --out")
 
 

@@ -1,14 +1,12 @@
 """What `reproduce.bench` compares with, and the process that each side runs in.
 
 `reproduce.bench` starts this file by its path. It imports nothing of the project by itself, since importing `reproduce`
-settles the processor, and not every side runs under our settings. Commands come a line on stdin; each is answered by a
-line of JSON on stdout.
+settles the processor, and PyTorch does not run under our settings. Each line on stdin asks for a repetition, and is
+answered by a line of JSON on stdout.
 """
 
 import importlib
-import importlib.util
 import json
-import math
 import os
 import random
 import subprocess
@@ -24,20 +22,14 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 _SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "FLAGS_")  # of the environment: what a reader has to know
 _POLL = 0.002  # seconds
-CROP_AREA, CROP_RATIO = (0.05, 1.0), (3 / 4, 4 / 3)  # of a random crop: share of the image, width / height
 
 
 # ---- PyTorch
 
 
 def _torch_side():
-    """torch and tests/alignment/torch_side.py, without its package, which loads Paddle. Raises ImportError."""
-    try:
-        torch = importlib.import_module("torch")
-    except Exception as reason:  # a CUDA build without its libraries raises ValueError or OSError
-        raise ImportError(f"torch cannot be imported ({type(reason).__name__}: {reason})") from None
-    if importlib.util.find_spec("timm") is None:
-        raise ImportError("timm is not installed")
+    """torch and tests/alignment/torch_side.py, without its package, which loads Paddle."""
+    torch = importlib.import_module("torch")
     package = types.ModuleType("bench_alignment")
     package.__path__ = [str(HERE.parent / "tests" / "alignment")]
     sys.modules[package.__name__] = package
@@ -91,95 +83,60 @@ class TorchEvaluation:
                     found.numpy()
 
 
-# ---- Input pipelines: a picture at a time, random crop, resize, normalise, stack
+class TorchStart:
+    """Called, it runs a program that imports, builds and does one step on random images; no data set, no files."""
 
-
-class Pillow:
-    """Pillow and NumPy. Called, it makes `batches` batches of the images, uint8 (N, 3, H, W)."""
-
-    def __init__(self, images, labels, *, image_size: int, batch_size: int, batches: int):
-        self.images = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]  # (H, W, 3), as files give
-        self.image_size, self.batch_size, self.batches = image_size, batch_size, batches
-        self.random = random.Random(0)
-        self.stacked = np.stack
+    def __init__(self, **spec):
+        self.command = [sys.executable, str(Path(__file__).resolve()), json.dumps(spec)]
 
     def __call__(self) -> None:
-        for _ in range(self.batches):
-            chosen = self.random.choices(self.images, k=self.batch_size)
-            self.stacked([self.prepared(Image.fromarray(pixels)) for pixels in chosen])
-
-    def prepared(self, image) -> np.ndarray:
-        """float32 (3, S, S) in [-1, 1] of a random crop."""
-        crop = image.crop(self.box(*image.size)).resize((self.image_size, self.image_size), Image.BILINEAR)
-        return (np.asarray(crop, np.float32) / 127.5 - 1).transpose(2, 0, 1)
-
-    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) as torchvision's RandomResizedCrop draws it; the whole image if nothing fits."""
-        for _ in range(10):
-            area = width * height * self.random.uniform(*CROP_AREA)
-            ratio = math.exp(self.random.uniform(*map(math.log, CROP_RATIO)))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                left, top = self.random.randint(0, width - w), self.random.randint(0, height - h)
-                return left, top, left + w, top + h
-        return 0, 0, width, height
+        done = subprocess.run(self.command, input="go\n", stdout=subprocess.DEVNULL, text=True)
+        if done.returncode:
+            sys.exit(done.returncode)  # its last words are there
 
 
-class PaddleVision(Pillow):
-    """paddle.vision.transforms on Pillow images."""
+# ---- Paddle
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+
+class PaddleVision:
+    """paddle.vision.transforms on Pillow images, one at a time. Called, it makes `batches` batches of them."""
+
+    def __init__(self, images, labels, *, image_size: int, batch_size: int, batches: int):
+        importlib.import_module("reproduce")  # our settings of the processor
         import paddle
         from paddle.vision import transforms
 
         paddle.set_device("cpu")
-        self.crop = transforms.RandomResizedCrop(self.image_size, scale=CROP_AREA, ratio=CROP_RATIO)
-        scale = transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3)
-        self.prepared = transforms.Compose([self.crop, transforms.ToTensor(), scale])
-        self.stacked = paddle.stack
+        self.images = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]  # (H, W, 3), as files give
+        self.batch_size, self.batches, self.stack = batch_size, batches, paddle.stack
+        self.random = random.Random(0)
+        crop = transforms.RandomResizedCrop(image_size, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
+        normalize = transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3)
+        self.prepared = transforms.Compose([crop, transforms.ToTensor(), normalize])
 
-
-# ---- From the start of a program to its first step
+    def __call__(self) -> None:
+        for _ in range(self.batches):
+            chosen = self.random.choices(self.images, k=self.batch_size)
+            self.stack([self.prepared(Image.fromarray(pixels)) for pixels in chosen])
 
 
 class TrainStart:
     """Called, it runs one step of a recipe by the command that users run; its files go to a temporary folder."""
 
     def __init__(self, *, recipe: str):
-        self.arguments = ["-m", "reproduce.train", recipe, "--num_steps", "1", "--eval_every", "0", "--run", "start"]
+        self.command = [sys.executable, "-m", "reproduce.train", recipe, "--num_steps", "1", "--eval_every", "0"]
 
     def __call__(self) -> dict:
         with tempfile.TemporaryDirectory() as out:
             record = Path(out, "logs", "start", "metrics.jsonl")  # its first line follows the first step
-            return timed([*self.arguments, "--out", out], lambda _: record.exists() and record.stat().st_size > 0)
-
-
-class TorchStart:
-    """The same with PyTorch: import, build, one step on random images; no data set, no files."""
-
-    def __init__(self, **spec):
-        _torch_side()  # says now what is missing
-        self.arguments = [str(Path(__file__).resolve()), json.dumps(spec)]
-
-    def __call__(self) -> dict:
-        return timed(self.arguments, lambda lines: lines == 2)
-
-
-def timed(arguments: list[str], stepped) -> dict:
-    """Run Python and say "go"; {"first_step": seconds until `stepped(lines of output)`}. Raises RuntimeError."""
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as commands:
-        commands.write(b"go\n")
-        commands.seek(0)
-        began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *arguments], stdin=commands, stdout=output, stderr=errors)
-        while process.poll() is None and not stepped(os.pread(output.fileno(), 2**20, 0).count(b"\n")):
-            time.sleep(_POLL)
-        first_step = time.perf_counter() - began
-        if process.wait():
-            errors.seek(0)
-            raise RuntimeError(errors.read().decode().strip().rpartition("\n")[2])
-    return {"first_step": first_step}
+            began = time.perf_counter()
+            process = subprocess.Popen([*self.command, "--run", "start", "--out", out], stdout=subprocess.DEVNULL)
+            while process.poll() is None and not (record.exists() and record.stat().st_size):
+                time.sleep(_POLL)
+            first_step = time.perf_counter() - began
+            if process.wait():
+                sys.exit(process.returncode)
+        return {"first_step": first_step}
 
 
 # ---- The process of a side
@@ -193,36 +150,17 @@ def random_images(count: int, size: int, classes: int, kind: str) -> tuple[np.nd
     return images, rng.integers(0, classes, count)
 
 
-def product_speed(library: str, size: int) -> float:
-    """Operations a second of a float32 matrix product of that size in this process, better of two."""
-    module = importlib.import_module(library)
-    a = module.rand([size, size])
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        module.matmul(a, a)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
-
-
-def facts(library: str) -> dict:
-    """Memory of this process in bytes, now and at its highest, and the settings that it runs under."""
+def facts() -> dict:
+    """The highest memory of this process so far, and the settings of the processor that it runs under."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    memory = {key: 1024 * int(status[name].split()[0]) for key, name in (("now", "VmRSS"), ("peak", "VmHWM"))}
     settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)}
-    if library == "paddle":
-        settings.update(importlib.import_module("paddle").get_flags(["FLAGS_use_stride_kernel"]))
-    if library == "torch":
-        settings["threads"] = importlib.import_module("torch").get_num_threads()
-    return {"memory": memory, "settings": settings}
+    return {"memory_peak_bytes": 1024 * int(status["VmHWM"].split()[0]), "settings": settings}
 
 
 def make_task(spec: dict):
     """The task of the specification: an object that does one repetition when it is called."""
     if spec["core"] is not None:
         os.sched_setaffinity(0, {spec["core"]})
-    if spec["our_settings"]:
-        importlib.import_module("reproduce")
     module, name = spec["task"].split(":")
     make = getattr(importlib.import_module(module), name)
     images = random_images(**spec["images"]) if spec["images"] else ()
@@ -236,26 +174,12 @@ def main() -> None:
     sys.path.append(str(HERE))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    spec = json.loads(sys.argv[1])
-
-    def answer(**content) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
-    try:
-        task = make_task(spec)
-    except ImportError as reason:
-        answer(missing=str(reason))
-        return
-    answer(**facts(spec["library"]))
-    for command in sys.stdin:
-        if command == "go\n":
-            began = time.perf_counter()
-            more = task() or {}
-            answer(seconds=time.perf_counter() - began, **more)
-        elif command == "product\n":
-            answer(flops_per_second=product_speed(spec["library"], spec["product_size"]))
-        else:
-            answer(**facts(spec["library"]))
+    task = make_task(json.loads(sys.argv[1]))
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        more = task() or {}
+        answer = {"seconds": time.perf_counter() - began, **more, **facts()}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,17 +38,15 @@ def draw_kl_question(runs: pd.DataFrame) -> Figure:
     found = results.differences(runs, "two_views")
     figure, axes = panels(found["study"].unique())
     for name, own in found.groupby("study", sort=False):
-        study, panel, arms = STUDIES[name], axes[name], list(own["arm"])
-        top1 = study.measure("accuracy")
-        table = runs[runs["study"] == name].pivot(index="seed", columns="arm", values=top1)
-        for height, arm in enumerate(own.to_dict("records")):
-            pairs = 100 * (table[arm["arm"]] - table["two_views"]).dropna()
-            mean, half, colour = 100 * arm[top1], 100 * arm[f"{top1}_half"], COLOURS[arm["arm"]]
+        study, panel, top1 = STUDIES[name], axes[name], STUDIES[name].measure("accuracy")
+        seeds = runs[runs["study"] == name].pivot(index="seed", columns="arm", values=top1)
+        for height, (arm, mean, half) in enumerate(zip(own["arm"], own[top1], own[f"{top1}_half"], strict=True)):
+            pairs = 100 * (seeds[arm] - seeds["two_views"]).dropna()
             panel.plot(pairs, [height] * len(pairs), "|", color=GREY, markersize=10)
-            panel.errorbar(mean, height, xerr=half, fmt="o", color=colour, capsize=4)
+            panel.errorbar(100 * mean, height, xerr=100 * half, fmt="o", color=COLOURS[arm], capsize=4)
         panel.axvline(0, color=BLUE)
-        panel.set_yticks(range(len(arms)), [ARMS[arm] for arm in arms])
-        panel.set(title=study.title, xlabel="test top-1 minus two views, points", ylim=(len(arms) - 0.5, -0.5))
+        panel.set_yticks(range(len(own)), [ARMS[arm] for arm in own["arm"]])
+        panel.set(title=study.title, xlabel="test top-1 minus two views, points", ylim=(len(own) - 0.5, -0.5))
         panel.grid(axis="x", alpha=0.3)
     return figure
 
@@ -74,10 +72,6 @@ def draw_kl(runs: pd.DataFrame) -> Figure:
     for panel in figure.axes:
         panel.set_ylim(bottom=0)
     return figure
-
-
-def draw_accuracy(runs: pd.DataFrame) -> Figure:
-    return draw_curves(runs, "validation/accuracy", "validation top-1, %", 100)
 
 
 def draw_reliability(runs: pd.DataFrame) -> Figure:
@@ -125,7 +119,7 @@ def figures(logs: Path) -> dict[str, Figure]:
     found = {
         "published": draw_published(audit.read_record(logs / "published")),
         "kl_question": draw_kl_question(runs),
-        "accuracy": draw_accuracy(runs),
+        "accuracy": draw_curves(runs, "validation/accuracy", "validation top-1, %", 100),
         "kl": draw_kl(runs),
         "reliability": draw_reliability(runs),
     }

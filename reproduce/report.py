@@ -9,6 +9,7 @@ TABLES. Tables show logs/evidence and logs/study; a run of your own is shown onc
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from common.atomic import atomic_write
 from common.errors import UserError, near, printable
@@ -27,8 +27,9 @@ from reproduce.run_log import read_metrics
 
 PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
 END = "<!-- end of table -->"
-_MARKER = re.compile(r"^<!-- table (.*?) -->$", re.MULTILINE)
-_SPEED = "train/images_per_second"  # what two runs with the same numbers record differently
+_MARKER = re.compile(r"^<!-- table ([^\n]*?) -->$", re.MULTILINE)
+_BLOCK = re.compile(rf"{_MARKER.pattern}(?:(?!^<!-- table ).)*?^{END}$", re.MULTILINE | re.DOTALL)
+_NOT_COMPARED = {"step", "train/images_per_second"}  # two runs with the same numbers may differ in speed
 
 
 # ---- cells
@@ -39,11 +40,11 @@ class Markup(str):
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub's Markdown. A study is named in the first of its rows only."""
+    """A table as GitHub's Markdown. What is measured is named in the first of its rows only."""
     if table.empty:
         return "(no runs)"
-    if "study" in table:
-        table = table.assign(study=table["study"].mask(table["study"].duplicated(), ""))
+    for column in {"study", "what"} & {table.columns[0]}:
+        table[column] = table[column].mask(table[column].duplicated(), "")
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
     return "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
 
@@ -90,100 +91,95 @@ class Logs:
     """What the tables are made from, read once."""
 
     def __init__(self, root: Path):
-        self.folder = Path(root) / "logs"
+        self.folder = root / "logs"
         self.runs = results.find_runs(self.folder, results.CITED)
         self.studies = results.study_runs(self.runs)
-        self.arms = results.arms(self.studies)
+        self.arms = results.arms(self.studies).set_index(["study", "arm"], drop=False)
         self.published = audit.read_record(self.folder / "published")
 
-    def minus(self, reference: str) -> dict[tuple[str, str], dict]:
-        """(study, arm) -> its differences to another arm of the study."""
-        rows = results.differences(self.studies, reference).to_dict("records")
-        return {(row["study"], row["arm"]): row for row in rows}
+    def minus(self, reference: str) -> pd.DataFrame:
+        """A row for each row of `arms`: its differences to another arm of the study, NaN where there are none."""
+        return results.differences(self.studies, reference).set_index(["study", "arm"]).reindex(self.arms.index)
 
 
-NOTHING = dict.fromkeys(results.with_halves(), np.nan)  # an arm without runs, or without seeds in common
-
-
-def top1(literature: pd.DataFrame, model: str, source: str) -> str:
-    """What a source reports for CIFAR-100 at 384 px."""
-    found = literature[(literature["model"] == model) & (literature["data"] == "CIFAR-100, 384 px")]
-    return found[found["source"].str.contains(source)]["top1"].iloc[0]
+def weights_of(study: str) -> str:
+    """What the values of a study are of."""
+    return f"{STUDIES[study].title} ({STUDIES[study].endpoint} weights)"
 
 
 def first(logs: Logs) -> pd.DataFrame:
     runs, literature = logs.published["runs"], logs.published["literature"]
+    literature = literature[literature["data"] == "CIFAR-100, 384 px"]
+    paper = literature[literature["source"] == "paper"].set_index("model")["top1"]
     zbp = runs[(runs["repository"] == audit.ZBP) & (runs["processes"] > 1)].sort_values("best").iloc[-1]
     zpc = runs[runs["repository"] == audit.ZPC].sort_values("best").iloc[-1]
     audited = (
         f"{zbp['best']:.2f} (zbp, mean of {zbp['processes']} processes), {zpc['best']:.2f} (zpc, best on the test set)"
     )
-    google = top1(literature, "ViT-B/16", "google-research").split()[0]
+    google = literature[literature["source"].str.contains("google-research")]["top1"].iloc[0].split()[0]
     headlines = {
         "ViT-B/16 + R-Drop": ("cifar100_vit_b16_rdrop", audited),
         "ViT-B/16": ("cifar100_vit_b16_baseline", f"{google} (Google, mean of 6)"),
     }
     rows = []
     for model, (recipe, others) in headlines.items():
-        paper = top1(literature, model, "^paper$")
-        own = results.means(logs.runs[logs.runs["recipe"] == recipe])
-        rows.append((model, "CIFAR-100, 384 px", paper, others, plus_minus(own, "accuracy", 2, 100)))
-    arms = {(arm["study"], arm["arm"]): arm for arm in logs.arms.to_dict("records")}
+        own = logs.runs[logs.runs["recipe"] == recipe]["accuracy"]
+        ours = plus_minus({"accuracy": own.mean(), "accuracy_half": results.half_width(own)}, "accuracy", 2, 100)
+        rows.append((model, "CIFAR-100, 384 px", paper[model], others, ours))
     for name, model in (("cifar100_102", "ViT-Ti/16"), ("digits", "small ViT")):
         study = STUDIES[name]
         for arm in (study.rdrop, "two_views", "baseline"):
-            own = plus_minus(arms.get((name, arm), NOTHING), study.measure("accuracy"), 2, 100)
-            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", own))
+            row = logs.arms.reindex([(name, arm)]).iloc[0]
+            ours = plus_minus(row, study.measure("accuracy"), 2, 100)
+            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", ours))
     table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
     table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
     return table.assign(ours=table["ours"].replace("-", "not run yet"))
 
 
 def kl(logs: Logs) -> pd.DataFrame:
-    rows, minus = [], logs.minus("two_views")
-    for arm in logs.arms.to_dict("records"):
-        study, difference = STUDIES[arm["study"]], minus.get((arm["study"], arm["arm"]), NOTHING)
-        rows.append(
-            {
-                "study": f"{study.title} ({study.endpoint} weights)",
-                "arm": arm["label"],
-                "n": arm["n"],
-                "top-1, %": plus_minus(arm, study.measure("accuracy"), 2, 100),
-                "minus two views": plus_minus(difference, study.measure("accuracy"), 2, 100, "+"),
-                "NLL minus two views": plus_minus(difference, study.measure("nll"), 3, 1, "+"),
-            }
-        )
-    return pd.DataFrame(rows)
+    minus = logs.minus("two_views")
+    return pd.DataFrame(
+        {
+            "study": weights_of(study),
+            "arm": ARMS[arm],
+            "n": row["n"],
+            "top-1, %": plus_minus(row, STUDIES[study].measure("accuracy"), 2, 100),
+            "minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("accuracy"), 2, 100, "+"),
+            "NLL minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("nll"), 3, 1, "+"),
+        }
+        for (study, arm), row in logs.arms.iterrows()
+    )
 
 
 def arms(logs: Logs) -> pd.DataFrame:
-    def best_and_last(arm, measure, digits, scale=1) -> Markup:
-        return Markup("<br>".join(plus_minus(arm, m, digits, scale) for m in (measure, f"{measure}_last")))
+    def best_and_last(row, measure, digits, scale=1) -> Markup:
+        return Markup("<br>".join(plus_minus(row, m, digits, scale) for m in (measure, f"{measure}_last")))
 
     return pd.DataFrame(
         {
-            "study": STUDIES[arm["study"]].title,
-            "arm": arm["label"],
-            "n": arm["n"],
-            "top-1, %": best_and_last(arm, "accuracy", 2, 100),
-            "NLL, nats": best_and_last(arm, "nll", 4),
-            "calibration error, points": best_and_last(arm, "ece", 2, 100),
-            "min": f"{arm['seconds'] / 60:.1f}",
+            "study": STUDIES[study].title,
+            "arm": ARMS[arm],
+            "n": row["n"],
+            "top-1, %": best_and_last(row, "accuracy", 2, 100),
+            "NLL, nats": best_and_last(row, "nll", 4),
+            "calibration error, points": best_and_last(row, "ece", 2, 100),
+            "min": f"{row['seconds'] / 60:.1f}",
         }
-        for arm in logs.arms.to_dict("records")
+        for (study, arm), row in logs.arms.iterrows()
     )
 
 
 def differences(logs: Logs) -> pd.DataFrame:
     references = {arm: logs.minus(arm) for arm in ARMS if not arm.startswith("rdrop")}
     rows = []
-    for arm in logs.arms[~logs.arms["arm"].str.startswith("baseline")].to_dict("records"):
-        study = STUDIES[arm["study"]]
-        row = {"study": f"{study.title} ({study.endpoint} weights)", "top-1 of": arm["label"]}
-        for reference, minus in references.items():
-            difference = minus.get((arm["study"], arm["arm"]), NOTHING)
-            row[f"minus {ARMS[reference]}"] = plus_minus(difference, study.measure("accuracy"), 2, 100, "+")
-        rows.append(row)
+    for study, arm in logs.arms.index[~logs.arms["arm"].str.startswith("baseline")]:
+        measure = STUDIES[study].measure("accuracy")
+        minus = {
+            f"minus {ARMS[reference]}": plus_minus(found.loc[study, arm], measure, 2, 100, "+")
+            for reference, found in references.items()
+        }
+        rows.append({"study": weights_of(study), "top-1 of": ARMS[arm], **minus})
     return pd.DataFrame(rows)
 
 
@@ -191,24 +187,17 @@ def seeds(logs: Logs) -> pd.DataFrame:
     rows = []
     for (study, arm), own in logs.studies.groupby(["study", "arm"], sort=False):
         best, last = (", ".join(f"{100 * value:.2f}" for value in own[name]) for name in ("accuracy", "accuracy_last"))
-        rows.append(
-            {
-                "study": study,
-                "arm": ARMS[arm],
-                "seeds": ", ".join(map(str, own["seed"])),
-                "top-1 of the best weights, %": best,
-                "of the last, %": "the same" if best == last else last,
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((study, ARMS[arm], ", ".join(map(str, own["seed"])), best, "the same" if best == last else last))
+    return pd.DataFrame(rows, columns=("study", "arm", "seeds", "top-1 of the best weights, %", "of the last, %"))
 
 
 def tuning(logs: Logs) -> pd.DataFrame:
     rows = []
     for run in results.tuning(logs.folder).itertuples():
-        label = ARMS.get(run.arm, run.arm)
         cells = [f"{run.rate:g}", f"{100 * run.accuracy:.1f}", f"{run.nll:.3f}"]
-        rows.append((run.study, label, run.steps, *(Markup(f"**{c}**") if run.chosen else c for c in cells)))
+        if run.chosen:
+            cells = [Markup(f"**{cell}**") for cell in cells]
+        rows.append((run.study, ARMS.get(run.arm, run.arm), run.steps, *cells))
     return pd.DataFrame(rows, columns=("study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"))
 
 
@@ -253,26 +242,22 @@ def speed(logs: Logs) -> pd.DataFrame:
 
     names = pd.read_csv(logs.folder / "bench" / "names.csv").set_index("name")["shown"]
     rows = []
-    for part in [logs.folder / "bench" / f"{name}.json" for name in names.index]:
-        if not part.exists():  # the other names are of competitors
-            continue
-        what, ours = names[part.stem], "here, R-Drop" if part.stem.startswith("step") else "here"
-        for name, found in json.loads(part.read_text())["competitors"].items():
-            if "split" in name:  # views that share blocks have left the code
-                continue
-            rate = found.get("images_per_second")
+    for part in [part for part in names.index if (logs.folder / "bench" / f"{part}.json").exists()]:
+        names["ours"] = "here, R-Drop" if part.startswith("step") else "here"
+        found = json.loads((logs.folder / "bench" / f"{part}.json").read_text())["competitors"]
+        for name in [name for name in found if name in names]:
+            rate = found[name].get("images_per_second")
             rows.append(
                 {
-                    "what": what,
-                    "who": ours if name == "ours" else names.get(name, name),
-                    "seconds": median_and_range(found),
-                    "time, ours = 1": median_and_range(found["ratio_to_ours"]),
+                    "what": names[part],
+                    "who": names[name],
+                    "seconds": median_and_range(found[name]),
+                    "time, ours = 1": median_and_range(found[name]["ratio_to_ours"]),
                     "images/s": f"{rate:,.3g}" if rate else "-",
-                    "peak GB": f"{found['memory_peak_bytes'] / 1e9:.2f}",
-                    "n": found["n"],
+                    "peak GB": f"{found[name]['memory_peak_bytes'] / 1e9:.2f}",
+                    "n": found[name]["n"],
                 }
             )
-            what = ""
     return pd.DataFrame(rows)
 
 
@@ -281,7 +266,7 @@ def arms_commands(logs: Logs) -> pd.DataFrame:
     for (study, arm), own in logs.studies.groupby(["study", "arm"], sort=False):
         repeat = f"OMP_NUM_THREADS={own['threads'].iloc[0]} {results.command(own.iloc[0])}"
         rows.append((f"study/{study}-{arm}-seed*", ", ".join(map(str, own["seed"])), code(repeat)))
-    for run in logs.runs[logs.runs["name"].str.startswith("evidence/")].to_dict("records"):
+    for _, run in logs.runs[logs.runs["name"].str.startswith("evidence/")].iterrows():
         rows.append((run["name"], run["seed"], code(results.command(run))))
     return pd.DataFrame(rows, columns=("runs", "seeds N", "command"))
 
@@ -298,85 +283,45 @@ TABLES["audit"] = audited
 
 def fresh(text: str, name: str, logs: Logs) -> str:
     """The text of a page with its tables as logs/ give them. Raises UserError for markers that do not fit."""
-    parts, position = [], 0
+    whole = {block.start() for block in _BLOCK.finditer(text)}
     for marker in _MARKER.finditer(text):
-        end = text.find(END, marker.end())
-        if end < 0 or marker.start() < position or _MARKER.search(text, marker.end(), end):
+        if marker.start() not in whole:
             raise UserError(f"{name}: below the line {marker[0]} the line {END} is missing; restore it")
         if marker[1] not in TABLES:
             raise UserError(f"{name}: there is no table {marker[1]!r}: {near(marker[1], TABLES)}")
-        table = markdown(TABLES[marker[1]](logs))
+
+    def block(match) -> str:
+        table = markdown(TABLES[match[1]](logs))
         if name.endswith("_cn.md"):
             table = translate(table)
-        parts += [text[position : marker.end()], f"\n\n{table}\n\n"]
-        position = end
-    return "".join(parts) + text[position:]
+        return f"<!-- table {match[1]} -->\n\n{table}\n\n{END}"
 
-
-def stale_line(old: str, new: str) -> int:
-    """The number of the first line in which two texts differ."""
-    lines, others = old.splitlines(), new.splitlines()
-    pairs = enumerate(zip(lines, others, strict=False), 1)
-    return next((number for number, (one, other) in pairs if one != other), min(len(lines), len(others)) + 1)
+    return _BLOCK.sub(block, text)
 
 
 # ---- two runs
 
 
-def find_run(name: str) -> Path:
-    """The folder of a run given by its path or by its name under logs/."""
-    for path in (Path(name), results.LOGS / name):
-        if (path / "run.json").exists():
-            return path
-    raise UserError(
-        f"{name}: not a run; give a folder with run.json, or its name under logs/ "
-        "(python -m reproduce.results lists them)"
-    )
+def compare(a: Path, b: Path) -> str:
+    """Whether two runs are the same in all predictions and all that both recorded, but their speed, or where they part.
 
-
-def compare(a: Path, b: Path) -> list[tuple[str, str]]:
-    """(what, text) lines about the best weights of two runs on the same test images.
-
-    Raises UserError for folders without predictions, and for runs that were not tested on the same images.
+    Raises UserError for folders without predictions.
     """
-    one, other = results.read_predictions(a), results.read_predictions(b)
-    sets = [json.loads((path / "run.json").read_text())["recipe"]["dataset"] for path in (a, b)]
-    if sets[0] != sets[1] or len(one) != len(other) or (one["label"] != other["label"]).any():
-        raise UserError(
-            f"{a} was tested on {len(one):,} images of {sets[0]}, {b} on {len(other):,} of {sets[1]}, and "
-            "these are not the same; compare runs with the same test set"
-        )
-    only_a, only_b = int((one["hit"] & ~other["hit"]).sum()), int((other["hit"] & ~one["hit"]).sum())
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return [
-        ("A", f"{100 * one['hit'].mean():.2f} %, NLL {one['nll'].mean():.4f}; alone right on {only_a:,} images"),
-        ("B", f"{100 * other['hit'].mean():.2f} %, NLL {other['nll'].mean():.4f}; alone right on {only_b:,} images"),
-        ("McNemar", f"p = {p:.2g} (exact, two-sided; says nothing about other seeds)"),
-        ("records", _repeats(a, b, one, other)),
-    ]
-
-
-def _repeats(a: Path, b: Path, one: pd.DataFrame, other: pd.DataFrame) -> str:
-    """Whether all that both runs recorded, but their speed, and all predictions are the same, or where they part."""
+    one, other = (results.read_predictions(run) for run in (a, b))
     mine, theirs = (
-        {
-            (row["step"], tag): value
-            for row in read_metrics(run)
-            for tag, value in row.items()
-            if tag not in ("step", _SPEED)
-        }
+        {(row["step"], tag): row[tag] for row in read_metrics(run) for tag in row.keys() - _NOT_COMPARED}
         for run in (a, b)
     )
     common = [key for key in mine if key in theirs]
     for step, tag in common:
         if mine[step, tag] != theirs[step, tag]:
-            return f"A and B part at step {step:,} in {tag}"
+            return f"the two part at step {step:,} in {tag}"
     for column in one:
         if not one[column].equals(other[column]):
-            return f"A and B part in the predictions ({column})"
+            return f"the two part in the predictions ({column})"
     alone = sorted({tag for _, tag in mine.keys() ^ theirs.keys()})
     extra = f"; not compared, as one of them alone has it: {', '.join(alone)}" if alone else ""
-    return f"A and B are the same to the last digit in {len(common):,} recorded values and all predictions{extra}"
+    return f"the same to the last digit in {len(common):,} recorded values and all predictions{extra}"
 
 
 def main(argv=None) -> None:
@@ -385,12 +330,11 @@ def main(argv=None) -> None:
     )
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="exit 1 when a table is not what logs/ give")
-    task.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of runs, or names under logs/")
+    task.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two runs")
     parser.add_argument("--root", default=str(ROOT), help="folder with the pages and logs/ (default: here)")
     options = parse(parser, argv)
     if options.compare:
-        for what, text in compare(*map(find_run, options.compare)):
-            say(what, text)
+        say("runs", compare(*map(Path, options.compare)))
         return
     root, stale = Path(options.root), []
     logs = Logs(root)
@@ -400,7 +344,9 @@ def main(argv=None) -> None:
         if new == old:
             continue
         if options.check:
-            stale.append(f"{name}, line {stale_line(old, new)}: not what logs/ give; run python -m reproduce.report")
+            lines = itertools.zip_longest(old.split("\n"), new.split("\n"))
+            line = next(number for number, (one, other) in enumerate(lines, 1) if one != other)
+            stale.append(f"{name}, line {line}: not what logs/ give; run python -m reproduce.report")
             continue
         with atomic_write(path, "w") as file:
             file.write(new)

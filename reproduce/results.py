@@ -9,7 +9,6 @@ Intervals are Student's t at 95 %; a column `X_half` is half the width of the in
 
 import json
 import math
-import re
 import shlex
 import zipfile
 import zlib
@@ -32,13 +31,9 @@ MEASURES = ("accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last")
 COUNTS = ("test_images", "correct", "correct_last")
 BINS = 15  # of confidence, as in evaluate.py
 _SHOWN_CLASSES = 30  # that a confusion matrix fits on a screen
-# Settings that do not define a run: what it is called, where it is computed, options of earlier commits. Those of two
-# views have no meaning with one.
-_LABELS = ("name", "summary", "seed")
-_HARDWARE = ("micro_batch_size", "recompute", "eval_batch_size", "device", "workers", "data_dir")
-_RECORDING = ("save_every", "log_every")
-_GONE = ("fused", "resident")
-_OF_TWO_VIEWS = ("alpha", "kl_sum_over", "loss_form", "views_split_at")
+# Recorded settings in which runs of an arm may differ: names, where it is computed, options of earlier commits.
+_FREE = {"name", "summary", "seed", "save_every", "log_every", "fused", "resident"}
+_FREE |= {"micro_batch_size", "recompute", "eval_batch_size", "device", "workers", "data_dir"}
 
 
 @dataclass(frozen=True)
@@ -91,31 +86,28 @@ def find_runs(logs: Path = LOGS, below=("",)) -> pd.DataFrame:
     if not logs.is_dir():
         raise UserError(f"{logs}: no such folder; give the folder that holds the runs")
     headers = sorted({path for folder in below for path in (logs / folder).rglob("run.json")})
-    headers = [path for path in headers if ".old-" not in str(path.relative_to(logs))]
-    rows = [row for row in (_row(path, logs) for path in headers) if row]
-    return pd.DataFrame(rows, columns=(*_COLUMNS, *COUNTS, *MEASURES))
+    rows = [_row(path, logs) for path in headers if ".old-" not in str(path.relative_to(logs))]
+    return pd.DataFrame([row for row in rows if row], columns=(*_COLUMNS, *COUNTS, *MEASURES))
 
 
-_COLUMNS = ("name", "path", "recipe", "settings", "meaning", "seed", "steps", "rate", "seconds", "threads", "command")
+_COLUMNS = ("name", "path", "recipe", "settings", "seed", "steps", "rate", "seconds", "threads", "command")
 
 
 def _row(path: Path, logs: Path) -> dict | None:
     """A run as a row of the table; None for one that has not finished or was not evaluated."""
     try:
-        header = json.loads(path.read_text() if path.is_file() else "")
+        if not path.is_file():
+            raise ValueError("no such file")
+        header = json.loads(path.read_text())
         if not header["finished"] or "best" not in header["result"]:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
         best, last = result["best"]["test"], result["last"]["test"]
-        for found in (best, last):
-            if found["total"] != best["total"] or abs(found["accuracy"] - found["correct"] / found["total"]) > 1e-9:
-                raise ValueError("its counts of images do not fit each other")
         return {
             "name": path.parent.relative_to(logs).as_posix(),
             "path": path.parent,
             "recipe": recipe["name"],
-            "settings": recipe,
-            "meaning": _meaning(recipe),
+            "settings": dict(recipe),
             "class_names": [printable(str(name)) for name in header.get("class_names", [])],
             "seed": int(recipe["seed"]),
             "steps": int(recipe["num_steps"]),
@@ -141,48 +133,41 @@ def _detail(problem: Exception) -> str:
     return f"it has no {text}" if isinstance(problem, KeyError) else text or "it is damaged"
 
 
-def _meaning(recipe: dict) -> dict:
-    """The recorded settings that define a run, but for its seed. The same file may lie elsewhere."""
-    left_out = {*_LABELS, *_HARDWARE, *_RECORDING, *_GONE, *(_OF_TWO_VIEWS if recipe["num_views"] == 1 else ())}
-    found = {name: value for name, value in recipe.items() if name not in left_out}
-    return found | {name: Path(value).name for name, value in found.items() if name.endswith("pretrained")}
-
-
 def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of STUDIES with columns study and arm, in the order of the tables, then by seed.
 
     Raises UserError for a run whose record does not fit its name, or whose settings are not those of its arm.
     """
-    found = runs.assign(study="", arm="")
-    for index, name in runs["name"].items():
-        match = re.fullmatch(r"study/([^/-]+)-([^/]+)-seed(\d+)", name)
-        study = STUDIES.get(match[1]) if match else None
-        if study is None or match[2] not in ARMS:
-            continue
-        run = runs.loc[index]
-        if run["recipe"] != study.recipe or run["seed"] != int(match[3]):
+    found = runs.join(
+        runs["name"].astype(str).str.extract(r"^study/(?P<study>[^/-]+)-(?P<arm>[^/]+)-seed(?P<named>\d+)$")
+    )
+    found = found[found["study"].isin(STUDIES) & found["arm"].isin(ARMS)]
+    for run in found.itertuples():
+        if run.recipe != STUDIES[run.study].recipe or run.seed != int(run.named):
             raise UserError(
-                f"logs/{name}: its name says recipe {study.recipe} and seed {match[3]}, its run.json "
-                f"{run['recipe']!r:.40} and {run['seed']}; give the folder its own name"
+                f"logs/{run.name}: its name says recipe {STUDIES[run.study].recipe} and seed {run.named}, its run.json "
+                f"{run.recipe!r:.40} and {run.seed}; give the folder its own name"
             )
-        found.loc[index, ["study", "arm"]] = match[1], match[2]
-    found = found[found["study"] != ""]
     for _, arm in found.groupby(["study", "arm"]):
         _check_same(arm)
-    order = [(list(STUDIES).index(run.study), list(ARMS).index(run.arm), run.seed) for run in found.itertuples()]
-    return found.assign(order=order).sort_values("order").drop(columns="order").reset_index(drop=True)
+    places = {name: place for place, name in enumerate([*STUDIES, *ARMS])}
+
+    def place(column: pd.Series) -> pd.Series:
+        return column.map(lambda value: places.get(value, value))
+
+    return found.sort_values(["study", "arm", "seed"], key=place, ignore_index=True)
 
 
 def _check_same(arm: pd.DataFrame) -> None:
-    """Raise UserError unless the runs of an arm differ by the seed alone."""
+    """Raise UserError unless the runs of an arm differ by the seed alone. The same file may lie elsewhere."""
     first = arm.iloc[0]
-    for run in arm.to_dict("records"):
-        for name, value in first["meaning"].items():
-            own = run["meaning"].get(name, value)  # a run from before there was such a setting had its default
-            if own != value:
+    for name, settings in zip(arm["name"], arm["settings"], strict=True):
+        for key in settings.keys() & first["settings"].keys() - _FREE:
+            own, others = (Path(str(values[key])).name for values in (settings, first["settings"]))
+            if own != others:
                 raise UserError(
-                    f"logs/{run['name']}: has {name} {own!r:.40} where {first['name']} has {value!r:.40}; runs of an "
-                    "arm differ by the seed alone"
+                    f"logs/{name}: has {key} {own!r:.40} where {first['name']} has {others!r:.40}; runs of an arm "
+                    "differ by the seed alone"
                 )
 
 
@@ -191,61 +176,37 @@ def _check_same(arm: pd.DataFrame) -> None:
 
 def half_width(values) -> float:
     """Half the width of the 95 % t interval of the mean of independent `values`; NaN for one value."""
-    values = np.asarray(values, float)
     if len(values) < 2:
         return math.nan
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def arms(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of `study_runs`: study, arm, label, n, seconds (mean), each of MEASURES and its half width."""
-    rows = []
-    for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
-        row = {"study": study, "arm": arm, "label": ARMS[arm], "n": len(own)}
-        row["seconds"] = own["seconds"].mean()
-        rows.append(row | means(own))
-    return pd.DataFrame(rows, columns=("study", "arm", "label", "n", "seconds", *with_halves()))
+    """One row an arm of `study_runs`: study, arm, n, mean of seconds and of each of MEASURES, and X_half of these."""
+    groups = runs.groupby(["study", "arm"], sort=False)[["seconds", *MEASURES]]
+    means, halves = groups.agg(np.average), groups.agg(half_width)
+    return pd.concat([groups.size().rename("n"), means, halves.add_suffix("_half")], axis=1).reset_index()
 
 
 def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
-    """Each other arm of `study_runs` minus the arm `against` of its study, seed by seed.
+    """Each other arm of `study_runs` minus the arm `against` of its study, seed by seed, as a table like `arms`.
 
-    Columns study, arm, n (seeds that both have), each of MEASURES and its half width. Arms without a common seed are
-    left out. With the same seed both arms see the same crops in the same order, hence the pairs.
+    n is the number of seeds that both have; arms without a common seed are left out. With the same seed both arms see
+    the same crops in the same order, hence the pairs.
     """
-    rows = []
-    for study, all_arms in runs.groupby("study", sort=False):
-        tables = {arm: own.set_index("seed")[list(MEASURES)] for arm, own in all_arms.groupby("arm", sort=False)}
-        reference = tables.pop(against, None)
-        for arm, table in tables.items():
-            pairs = table.sub(reference).dropna() if reference is not None else table[:0]
-            if len(pairs):
-                rows.append({"study": study, "arm": arm, "n": len(pairs)} | means(pairs))
-    return pd.DataFrame(rows, columns=("study", "arm", "n", *with_halves()))
-
-
-def with_halves() -> list[str]:
-    """The columns of `means`."""
-    return [name for measure in MEASURES for name in (measure, f"{measure}_half")]
-
-
-def means(values: pd.DataFrame) -> dict:
-    """Mean and half width of each of MEASURES; NaN where there are no values."""
-    found = {}
-    for measure in MEASURES:
-        found[measure] = values[measure].mean()
-        found[f"{measure}_half"] = half_width(values[measure])
-    return found
+    pairs = runs.merge(runs[runs["arm"] == against], on=["study", "seed"], suffixes=("", "_against"))
+    pairs = pairs[pairs["arm"] != against]
+    return arms(pairs.assign(**{name: pairs[name] - pairs[f"{name}_against"] for name in MEASURES}))
 
 
 def curves(runs: pd.DataFrame, tag: str) -> pd.DataFrame:
     """The mean over the seeds of a recorded value: columns study, arm, step, value; steps that every seed has."""
-    tables = []
+    tables = [pd.DataFrame(columns=("study", "arm", "step", "value"))]
     for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
         seeds = [pd.Series({row["step"]: row[tag] for row in read_metrics(path) if tag in row}) for path in own["path"]]
         mean = pd.concat(seeds, axis=1).dropna().mean(axis=1).rename("value").rename_axis("step").reset_index()
         tables.append(mean.assign(study=study, arm=arm))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=("step", "value", "study", "arm"))
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def command(run) -> str:
@@ -265,34 +226,21 @@ def command(run) -> str:
 
 
 def tuning(logs: Path = LOGS) -> pd.DataFrame:
-    """The runs that chose the learning rates, logs/tuning/[STUDY_][ARM_]rate_RATE.
+    """The runs that chose the learning rates, logs/tuning/[STUDY_][ARM_]rate_RATE, as rows of `find_runs`.
 
-    Columns folder, study, arm, recipe, steps, rate, and accuracy and nll of the last weights on held-out training
-    images; chosen is True for the highest accuracy of several rates of an arm, of equal ones for the
-    lowest NLL.
+    Their accuracy and nll are those of the last weights on held-out training images. Further columns are study, arm and
+    chosen: True for the highest accuracy of several rates of an arm, of equal ones for the lowest NLL.
     """
-    rows = []
-    for run in find_runs(logs, ("tuning",)).to_dict("records"):
-        match = re.fullmatch(r"tuning/(?:(few|102)_)?(?:(.+)_)?rate_[\d.]+", run["name"])
-        records = [row for row in read_metrics(run["path"]) if "validation/accuracy" in row]
-        if not match or not records:
-            continue
-        rows.append(
-            {
-                "folder": run["name"],
-                "study": {"few": "cifar100_few", "102": "cifar100_102", None: "cifar100"}[match[1]],
-                "arm": match[2] or "baseline",
-                "steps": run["steps"],
-                "rate": run["rate"],
-                "accuracy": records[-1]["validation/accuracy"],
-                "nll": records[-1]["validation/nll"],
-            }
-        )
-    table = pd.DataFrame(rows, columns=("folder", "study", "arm", "steps", "rate", "accuracy", "nll"))
-    ranked = table.sort_values(["accuracy", "nll"], ascending=[False, True])
-    best = ranked.groupby(["study", "arm"]).head(1).index
+    runs = find_runs(logs, ("tuning",))
+    parts = runs["name"].astype(str).str.extract(r"^tuning/(?:(few|102)_)?(?:(.+)_)?rate_([\d.]+)$")
+    table = runs.assign(study="cifar100" + ("_" + parts[0]).fillna(""), arm=parts[1].fillna("baseline"))
+    table = table[parts[2].notna()]
+    for index, path in table["path"].items():
+        last = {tag: value for row in read_metrics(path) for tag, value in row.items()}
+        table.loc[index, ["accuracy", "nll"]] = last["validation/accuracy"], last["validation/nll"]
+    ranked = table.sort_values(["accuracy", "nll"], ascending=[False, True]).groupby(["study", "arm"])
     several = table.groupby(["study", "arm"])["rate"].transform("size") > 1
-    table["chosen"] = table.index.isin(best) & several
+    table["chosen"] = table.index.isin(ranked.head(1).index) & several
     return table.sort_values(["study", "arm", "rate"], ignore_index=True)
 
 
@@ -305,9 +253,6 @@ def read_predictions(run: Path) -> pd.DataFrame:
     Columns label, predicted, confidence (probability of the predicted class), nll (-log P(label), nats) and hit.
     Raises UserError when `run` is no such folder, or its predictions are missing, damaged or not those of its run.json.
     """
-    run = Path(run)
-    if not (run / "run.json").exists():
-        raise UserError(f"{run}: not the folder of a run (no run.json); give one such as logs/evidence/digits")
     row = _row(run / "run.json", run.parent)
     if row is None:
         raise UserError(f"{run}: this run has not finished, or was not evaluated; continue it with its own command")
@@ -318,8 +263,8 @@ def read_predictions(run: Path) -> pd.DataFrame:
         with zipfile.ZipFile(path) as archive:
             check_members(archive, path, most_growth=100)
         with np.load(path, allow_pickle=False) as file:
-            columns = (file["labels"], file["top5"][:, 0], file["confidence"].astype(float), file["nll"].astype(float))
-        found = pd.DataFrame(dict(zip(("label", "predicted", "confidence", "nll"), columns, strict=True)))
+            columns = {"label": file["labels"], "predicted": file["top5"][:, 0]}
+            found = pd.DataFrame(columns | {name: file[name].astype(float) for name in ("confidence", "nll")})
         classes = found[["label", "predicted"]]
         if not all(map(pd.api.types.is_integer_dtype, classes.dtypes)) or (classes < 0).any(axis=None):
             raise ValueError("its classes are not numbers from 0 on")
@@ -352,37 +297,40 @@ def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     """Images by class (rows) and predicted class (columns)."""
     classes = sorted({*predictions["label"], *predictions["predicted"]})
     counts = pd.crosstab(predictions["label"], predictions["predicted"])
-    return counts.reindex(index=classes, columns=classes, fill_value=0)
+    return counts.reindex(index=classes, columns=classes, fill_value=0).rename_axis(index=None, columns=None)
 
 
 def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
     """Of each class: images, how many are right, recall and precision in %, and the class it is most taken for."""
-    counts, right = matrix.to_numpy(), np.diag(matrix)
-    wrong = counts - np.diag(right)
-    taken_for = [f"{matrix.columns[row.argmax()]} ({row.max()})" if row.any() else "-" for row in wrong]
-    with np.errstate(invalid="ignore"):  # a class without images has no recall, one never predicted no precision
-        recall, precision = 100 * right / counts.sum(axis=1), 100 * right / counts.sum(axis=0)
-    columns = {"images": counts.sum(axis=1), "right": right, "recall, %": recall, "precision, %": precision}
-    return pd.DataFrame({**columns, "most taken for": taken_for}, index=matrix.index.rename("class"))
+    right = pd.Series(np.diag(matrix), matrix.index)
+    wrong = matrix - np.diag(right)
+    taken_for = [f"{row.idxmax()} ({row.max()})" if row.any() else "-" for _, row in wrong.iterrows()]
+    return pd.DataFrame(
+        {
+            "images": matrix.sum(axis=1),
+            "right": right,
+            "recall, %": 100 * right / matrix.sum(axis=1),  # NaN for a class without images
+            "precision, %": 100 * right / matrix.sum(axis=0),  # NaN for one that is never predicted
+            "most taken for": taken_for,
+        }
+    ).rename_axis("class")
 
 
 def describe_classes(run: Path) -> str:
     """`per_class` of a run as text, the worst class first, and the confusion matrix of at most 30 classes."""
     matrix = confusion(read_predictions(run))
-    names = _row(Path(run) / "run.json", Path(run).parent)["class_names"]
+    names = _row(run / "run.json", run.parent)["class_names"]
     if names and matrix.index.max() < len(names):
         matrix = matrix.rename(index=names.__getitem__, columns=names.__getitem__)
-    classes = per_class(matrix).sort_values("recall, %", kind="stable")
-    parts = [classes.to_string(float_format="{:.2f}".format)]
+    text = per_class(matrix).sort_values("recall, %", kind="stable").to_string(float_format="{:.2f}".format)
     if len(matrix) <= _SHOWN_CLASSES:
-        parts.append("Images by class (rows) and predicted class (columns):")
-        parts.append(matrix.rename_axis(index=None, columns=None).to_string())
-    return "\n\n".join(parts)
+        text += f"\n\nImages by class (rows) and predicted class (columns):\n\n{matrix.to_string()}"
+    return text
 
 
 def main(argv=None) -> None:
     about = (
-        "Print the finished runs of a folder; or of one run recall and precision by class, and the confusion matrix."
+        "Print the finished runs of a folder; or of one run recall and precision by class, and its confusion matrix."
     )
     parser = Parser(prog="python -m reproduce.results", description=about)
     parser.add_argument("folder", nargs="?", default=str(LOGS), help="folder of runs, or of one run (default logs/)")
