@@ -152,3 +152,11 @@ def test_every_side_of_every_part_runs_and_a_few_repetitions_write_nothing(monke
 def test_bad_options_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         bench.main(arguments)
+
+
+def test_every_part_and_side_has_a_name_for_the_table():
+    """reproduce.report leaves out what logs/bench/names.csv does not name."""
+    parts = [make() for make in bench.PARTS.values()]
+    sides = {side.name for part in parts for side in part.sides} - {"ours"} | {"against"}
+    shown = {line.split(",")[0] for line in (ROOT / "logs" / "bench" / "names.csv").read_text().splitlines()}
+    assert {*bench.PARTS, *sides} <= shown
