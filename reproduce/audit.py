@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from common.atomic import atomic_write
-from common.errors import UserError, printable
+from common.errors import UserError
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command, say
 
@@ -114,7 +114,7 @@ def _accuracy(log: Log, tag: str) -> pd.DataFrame:
     """The accuracies of a log as shares of 1."""
     table = log.scalars.get(tag)
     if table is None:
-        there = printable(", ".join(sorted(log.scalars)))
+        there = ", ".join(sorted(log.scalars))
         raise UserError(f"{log.path}: has no scalar {tag} (it has {there}); name one with --accuracy_tag TAG")
     wrong = table["value"][~table["value"].between(0, 100)]
     if len(wrong):

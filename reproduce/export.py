@@ -7,7 +7,6 @@ loads for batches of any size, and `description.json`, which says what goes in a
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import paddle
 from paddle import inference
 from paddle.static import InputSpec
 
-from common.atomic import flush_to_disk, require_file
+from common.atomic import file_digest, flush_to_disk, require_file
 from common.errors import UserError
 from common.pixels import SCALES
 from reproduce import ROOT
@@ -144,9 +143,9 @@ def main(argv=None) -> None:
     require_free(output)
     choose_device("cpu")
     require_file(options.weights)
-    digest = _sha256(options.weights)
+    digest = file_digest(options.weights, "sha256")
     model, weights, prepare, names = open_weights(options)
-    if _sha256(options.weights) != digest:
+    if file_digest(options.weights, "sha256") != digest:
         raise UserError(f"{options.weights}: was changed while it was read; export again")
     say("images", f"each {prepare}")
     with whole_folder(output) as folder:
@@ -159,10 +158,6 @@ def main(argv=None) -> None:
         if not difference <= _TOLERANCE:  # also when it is not a number
             raise UserError(f"the exported files give other logits, by up to {difference:.1e}; {_REMOVED}")
     say("written", f"{output}: {', '.join(_FILES)}")
-
-
-def _sha256(path) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _first_line(reason: Exception) -> str:
