@@ -96,7 +96,7 @@ def meet(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
 
 def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
     """The first node's part."""
-    processes, connections = {0: local}, {}
+    connections, processes = {}, {0: local}
 
     def missing() -> str:
         return "node " + ", ".join(str(node) for node in range(nodes) if node not in processes)
@@ -107,59 +107,60 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
         raise UserError(
             f"MASTER={address}:{port}: cannot listen there ({error.strerror}); choose a free port"
         ) from None
-    with server, contextlib.ExitStack() as opened:
+    with server:
         server.settimeout(1)
         for _ in _patiently(missing):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not a node, or one that gave up
-                connection = opened.enter_context(server.accept()[0])
-                connection.settimeout(5)
-                said = _read(connection)
-                number, of, has = int(said["node"]), int(said["nodes"]), int(said["processes"])
-                if of != nodes or not 0 < number < nodes or has < 1:
-                    _send(connection, {"error": f"NNODES={of}, NODE_RANK={number}: the first node has NNODES={nodes}"})
-                    continue
-                if number in connections:
-                    _send(connections[number], {"error": f"NODE_RANK={number}: another node came with the same number"})
-                connections[number], processes[number] = connection, has
+                _admit(server.accept()[0], nodes, connections, processes)
             if len(processes) == nodes:
                 break
-        layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port())
-        for number, connection in connections.items():
-            try:
-                _send(connection, {"processes": layout.processes, "port": layout.port})
-            except OSError:
-                raise UserError(f"node {number} came and went away; see its output, and start all again") from None
-        opened.pop_all()
-        layout.others = [_watched(connection) for connection in connections.values()]
-        return layout
+    layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port(), list(connections.values()))
+    for connection in layout.others:
+        with contextlib.suppress(OSError):  # it went away, as has_lost_a_node will find
+            _send(connection, {"processes": layout.processes, "port": layout.port})
+    return layout
+
+
+def _admit(connection: socket.socket, nodes: int, connections: dict, processes: dict) -> None:
+    """Note who calls and how many processes it has; tell one that contradicts the others."""
+    _watch(connection)
+    connection.settimeout(5)
+    said = _read(connection)
+    number, of, has = int(said["node"]), int(said["nodes"]), int(said["processes"])
+    if of != nodes or not 0 < number < nodes or has < 1:
+        _send(connection, {"error": f"NNODES={of}, NODE_RANK={number}: the first node has NNODES={nodes}"})
+        return
+    if number in connections:
+        _send(connections[number], {"error": f"NODE_RANK={number}: another node came with the same number"})
+    connections[number], processes[number] = connection, has
 
 
 def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
     """The part of the other nodes: call until the first one is there, then wait for what it says."""
-    answer = None
+    first = None
     for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
-        with contextlib.suppress(OSError, ValueError), socket.create_connection((address, port), timeout=5) as first:
-            _send(first, {"node": node, "nodes": nodes, "processes": local})
-            first.settimeout(1)
-            for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
-                with contextlib.suppress(TimeoutError):
-                    answer = _read(first)
-                    kept = first.dup()
-                    break
-        if answer is not None:
+        try:
+            if first is None:
+                first = socket.create_connection((address, port), timeout=2)
+                _send(first, {"node": node, "nodes": nodes, "processes": local})
+            answer = _read(first)
             break
-        time.sleep(1)  # the first one is not there yet, or was started again
+        except TimeoutError:
+            continue
+        except (OSError, ValueError):  # the first one is not there yet, or was started again
+            first = None
+            time.sleep(1)
     if "error" in answer:
         raise UserError(str(answer["error"]))
-    return Layout(node, answer["processes"], address, answer["port"], [_watched(kept)])
+    _watch(first)
+    return Layout(node, answer["processes"], address, answer["port"], [first])
 
 
-def _watched(connection: socket.socket) -> socket.socket:
+def _watch(connection: socket.socket) -> None:
     """Have the kernel ask every 30 seconds whether the other side is there; so no firewall finds it idle either."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 4)):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
-    return connection
 
 
 def _patiently(whom: Callable[[], str]) -> Iterator[None]:
@@ -181,12 +182,12 @@ def _send(connection: socket.socket, message: dict) -> None:
 
 
 def _read(connection: socket.socket) -> dict:
-    """One line; ValueError when it is not JSON, or the other side has closed the connection before its end."""
+    """One line; ValueError when it is too long, not JSON, or cut off."""
     line = b""
-    while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+    while not line.endswith(b"\n"):
         more = connection.recv(4096)
-        if not more:
-            raise ValueError("closed")
+        if not more or len(line) > _LONGEST_LINE:
+            raise ValueError("not a line")
         line += more
     return json.loads(line)
 
