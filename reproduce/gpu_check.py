@@ -44,14 +44,7 @@ _ALLOWED = {  # relative error of the loss, and of all gradients together (L2)
     "bf16 against fp32": (2e-2, 1e-1),
     "fused against plain attention": (2e-2, 1e-1),
 }
-_DIGITS = (  # a run of a second or two
-    "--num_steps=24",
-    "--warmup_steps=4",
-    "--eval_every=0",
-    "--batch_size=16",
-    "--save_every=4",
-    "--precision=fp32",
-)
+_DIGITS = "--num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
 
 
 class Check(NamedTuple):
@@ -194,7 +187,7 @@ def _timed(gpu, recipe: Recipe) -> Check:
 
 def _on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
     """What `seconds` an update mean on this card: share of its peak, memory, hours of the headline."""
-    made = plan.make_plan(recipe, recipe.network(100), Sizes(recipe.batch_size, 0, 0), 1, fused)
+    made = plan.make_plan(recipe, recipe.network(100), Sizes(100, recipe.batch_size, 0, 0), 1, fused)
     peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
     text = f", {made.flops_per_step / seconds / peak / 1e10:.0f} % of the peak" if peak else ""
     used = paddle.device.cuda.max_memory_reserved() / 2**30
@@ -243,9 +236,9 @@ def _largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]
 
 def _start(gpu, out: Path, processes: int, *more: str) -> subprocess.Popen:
     device = "cpu" if gpu is None else "gpu"
-    words = ["-m", "reproduce.launch", "reproduce.train", SMALL, *_DIGITS, "--run", "run", "--out", str(out)]
+    words = f"-m reproduce.launch reproduce.train {SMALL} {_DIGITS} --device {device} --run run --out".split()
     return subprocess.Popen(
-        [sys.executable, *words, "--device", device, *more],
+        [sys.executable, *words, str(out), *more],
         cwd=ROOT,
         env={**os.environ, "NPROC": str(processes)},
         stdout=subprocess.PIPE,

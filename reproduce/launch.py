@@ -48,15 +48,13 @@ def main() -> None:
     environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
     processes = _Processes(command, environments, folder, layout)
     first, code = processes.run()
-    if code < 0:
-        code = 128 - code  # ended by a signal, as shells count
     if _has_stopped(code):
         layout.say_goodbye()
     if _has_stopped(code) or code == 2:
         processes.repeat_error(first, code)
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        print(processes.report(first, code), file=sys.stderr)
+        print(processes.report(first), file=sys.stderr)
     sys.exit(code)
 
 
@@ -112,7 +110,7 @@ class _Processes:
         self._received: list[int] = []  # signals
 
     def run(self) -> tuple[int | None, int]:
-        """Run them to their end: the number of the one that failed first (None: none did), and its exit code."""
+        """Run them to their end: the number of the one that failed first (or None), and its exit code as in shells."""
         for number in SIGNALS:
             signal.signal(number, lambda number, frame: self._received.append(number))
         try:
@@ -133,7 +131,7 @@ class _Processes:
                 process.wait()
         for thread in shown:
             thread.join(_TIME_TO_END)  # a child of the first process may hold its streams open
-        return first, code
+        return first, code if code >= 0 else 128 - code
 
     def _log(self, number: int) -> Path:
         return self._folder / f"rank_{self._ranks[number]}.log"
@@ -194,7 +192,7 @@ class _Processes:
         if code == 2 and lines and lines[-1] not in self._lines(0):
             print(lines[-1], file=sys.stderr)
 
-    def report(self, number: int | None, code: int) -> str:
+    def report(self, number: int | None) -> str:
         """A line on what became of the process that failed first; its last lines are printed before."""
         kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
         if number is None:
@@ -209,9 +207,10 @@ class _Processes:
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
         which = f"rank {self._ranks[number]} of {self._environments[0]['PADDLE_TRAINERS_NUM']}"
-        if self._running[number].returncode > 0:
+        code = self._running[number].returncode
+        if code > 0:
             return f"error: {which} failed, see above, and the others were ended; {kept}"
-        name = signal.Signals(code - 128).name
+        name = signal.Signals(-code).name
         return f"error: {which} was ended by {name}, and the others with it; the same command continues the run; {kept}"
 
     def _lines(self, number: int) -> list[str]:

@@ -104,14 +104,20 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
     try:
         server = socket.create_server(("", port))
     except OSError as error:
-        raise UserError(
-            f"MASTER={address}:{port}: cannot listen there ({error.strerror}); choose a free port"
-        ) from None
+        reason = error.strerror
+        raise UserError(f"MASTER={address}:{port}: cannot listen there ({reason}); choose a free port") from None
     with server:
         server.settimeout(1)
         for _ in _patiently(missing):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not a node, or one that gave up
-                _admit(server.accept()[0], nodes, connections, processes)
+                connection = _watch(server.accept()[0])
+                said = _read(connection)
+                node, of = int(said["node"]), int(said["nodes"])
+                if of != nodes or not 0 < node < nodes:
+                    print(f"launch:     not of this run: NNODES={of}, NODE_RANK={node}", flush=True)
+                    continue
+                processes[node] = int(said["processes"])
+                connections[node] = connection  # in the place of an earlier one, if it was started again
             if len(processes) == nodes:
                 break
     layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port(), list(connections.values()))
@@ -121,27 +127,13 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
     return layout
 
 
-def _admit(connection: socket.socket, nodes: int, connections: dict, processes: dict) -> None:
-    """Note who calls and how many processes it has; tell one that contradicts the others."""
-    _watch(connection)
-    connection.settimeout(5)
-    said = _read(connection)
-    number, of, has = int(said["node"]), int(said["nodes"]), int(said["processes"])
-    if of != nodes or not 0 < number < nodes or has < 1:
-        _send(connection, {"error": f"NNODES={of}, NODE_RANK={number}: the first node has NNODES={nodes}"})
-        return
-    if number in connections:
-        _send(connections[number], {"error": f"NODE_RANK={number}: another node came with the same number"})
-    connections[number], processes[number] = connection, has
-
-
 def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
     """The part of the other nodes: call until the first one is there, then wait for what it says."""
     first = None
     for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
         try:
             if first is None:
-                first = socket.create_connection((address, port), timeout=2)
+                first = _watch(socket.create_connection((address, port), timeout=2))
                 _send(first, {"node": node, "nodes": nodes, "processes": local})
             answer = _read(first)
             break
@@ -150,17 +142,16 @@ def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
         except (OSError, ValueError):  # the first one is not there yet, or was started again
             first = None
             time.sleep(1)
-    if "error" in answer:
-        raise UserError(str(answer["error"]))
-    _watch(first)
     return Layout(node, answer["processes"], address, answer["port"], [first])
 
 
-def _watch(connection: socket.socket) -> None:
+def _watch(connection: socket.socket) -> socket.socket:
     """Have the kernel ask every 30 seconds whether the other side is there; so no firewall finds it idle either."""
+    connection.settimeout(2)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 4)):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    return connection
 
 
 def _patiently(whom: Callable[[], str]) -> Iterator[None]:

@@ -7,16 +7,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import paddle
 import pytest
-from conftest import assert_user_error
 from running import Run
 
 import reproduce
 from common.errors import UserError
-from reproduce import ROOT, cli, distributed, launch, meeting
+from reproduce import ROOT, cli, distributed, launch, meeting, train
 from reproduce.meeting import Layout, meet, place_of_node
 
 
@@ -219,11 +219,16 @@ def test_native_output_is_left_alone_where_it_is_asked_for(monkeypatch, tmp_path
     assert capfd.readouterr().err == "NCCL INFO\n"
 
 
-def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, capsys):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    monkeypatch.setattr(distributed, "_GRACE", 0)
+@pytest.fixture
+def streams(monkeypatch):
+    """cli.run_command in this process, whose streams are pytest's."""
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, stream), "reconfigure", lambda **options: None, raising=False)
+
+
+def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, streams, capsys):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setattr(distributed, "_GRACE", 0)
 
     def main():
         raise RuntimeError("(External) NCCL error(2), unhandled system error.\n  [Hint: 'ncclSystemError'.]")
@@ -272,12 +277,20 @@ def test_stray_variables_of_another_launcher(monkeypatch, of_two, variables):
         distributed.rank()
 
 
-def test_stray_variables_without_the_others_addresses(monkeypatch, of_two, command):
+def test_stray_variables_without_the_others_addresses(monkeypatch, of_two):
     monkeypatch.delenv("PADDLE_MASTER")
     with pytest.raises(UserError, match="PADDLE_TRAINERS_NUM=2 is set, but not where the others are"):
         distributed.start()
-    done = command("reproduce.train", "digits", PADDLE_TRAINER_ID="7", PADDLE_TRAINERS_NUM="2")
-    assert_user_error(done, "PADDLE_TRAINER_ID=7", "NPROC=k")
+
+
+def test_stray_variables_end_training_with_one_line(monkeypatch, of_two, streams, tmp_path, capsys):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "7")
+    monkeypatch.setattr(sys, "argv", ["train", "digits", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command(train.main)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.startswith("error: PADDLE_TRAINER_ID=7, PADDLE_TRAINERS_NUM=2")
+    assert "NPROC=k" in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -320,7 +333,7 @@ def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(mo
     environment = {**os.environ, "PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "2"}
     processes = launch._Processes(command, [environment], tmp_path, layout)
     assert processes.run() == (None, 0 if goodbye else 1)
-    assert processes.report(None, 1).startswith("error: another node of this run has ended")
+    assert processes.report(None).startswith("error: another node of this run has ended")
 
 
 def free_port() -> int:
@@ -328,9 +341,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def all_meet(*nodes):
+def all_meet(*nodes, port=None):
     """What `meet` gives, or raises, for each (node, nodes, processes); all at the same time."""
-    port, found = free_port(), [None] * len(nodes)
+    port, found = port or free_port(), [None] * len(nodes)
 
     def run(index, node, of, local):
         try:
@@ -359,36 +372,55 @@ def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
 
 
 def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "_SAY_EVERY", 1)
-    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
+    monkeypatch.setattr(meeting, "_SAY_EVERY", 0.5)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 2)
     found = all_meet((0, 3, 1), (1, 3, 1))
     assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
     assert "still waiting for node 2\n" in capsys.readouterr().out
 
 
-def test_nodes_that_contradict_each_other(monkeypatch):
-    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
-    found = all_meet((0, 3, 1), (1, 3, 1), (1, 3, 1), (1, 2, 1))
-    assert "NNODES=2, NODE_RANK=1: the first node has NNODES=3" in found[3]
-    assert any("another node came with the same number" in said for said in found[1:3])
-
-
-def test_whoever_else_calls_is_not_a_node(monkeypatch):
-    """A port scanner, a browser: closed at once, and the nodes meet."""
+@pytest.fixture
+def first_node(request):
+    """The first node, waiting in a thread; gives its port and what ends the wait and gives its layout."""
     received, port = [], free_port()
-    first = threading.Thread(target=lambda: received.append(meet(0, 2, "127.0.0.1", port, 1)))
-    first.start()
+    thread = threading.Thread(target=lambda: received.append(meet(0, request.param, "127.0.0.1", port, 1)))
+    thread.start()
+
+    def finish():
+        thread.join(60)
+        return received[0]
+
+    return port, finish
+
+
+def call(port, text: bytes):
+    """Connect as soon as the first node listens, say `text`, and go away."""
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as caller:
+                caller.sendall(text)
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("first_node", [3], indirect=True)
+def test_a_node_of_another_run_is_named_and_one_that_comes_again_is_taken(first_node, capsys):
+    port, finish = first_node
+    call(port, b'{"node": 1, "nodes": 2, "processes": 9}\n')
+    call(port, b'{"node": 1, "nodes": 3, "processes": 9}\n')
+    assert [layout.processes for layout in all_meet((1, 3, 2), (2, 3, 4), port=port)] == [[1, 2, 4]] * 2
+    assert finish().processes == [1, 2, 4]
+    assert "not of this run: NNODES=2, NODE_RANK=1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first_node", [2], indirect=True)
+def test_whoever_else_calls_is_not_a_node(first_node):
+    """A port scanner, a browser: closed at once, and the nodes meet."""
+    port, finish = first_node
     for text in (b"GET / HTTP/1.0\r\n\r\n", b"[]\n", b"\n", b'{"node": 1}\n', b""):
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port)) as caller:
-                    caller.sendall(text)
-                break
-            except ConnectionRefusedError:
-                continue
-    assert meet(1, 2, "127.0.0.1", port, 5).processes == [1, 5]
-    first.join(60)
-    assert received[0].processes == [1, 5]
+        call(port, text)
+    assert meet(1, 2, "127.0.0.1", port, 5).processes == finish().processes == [1, 5]
 
 
 def test_a_port_that_is_taken():
