@@ -127,15 +127,11 @@ setup_make() { # BUILD
   rm -rf "$setup_venv.old"
 }
 
-setup_install() { # SET BUILD
-  trap 'setup_say "interrupted; the next start makes .venv again"; exit 130' INT TERM
-  setup_complete run "$2" || setup_make "$2"
-  if [[ $1 == dev ]]; then
-    setup_say "adding the test tools to .venv"
-    # All of these packages, whatever a kill left of them, and no others: the set "run" stays complete.
-    setup_pip dev "$2" "$setup_venv" --no-deps --ignore-installed
-    setup_stamp dev "$2" "$setup_venv" >"$setup_venv/.stamp-dev"
-  fi
+# All test tools, whatever a kill left of them, and no other packages: the set "run" stays complete.
+setup_add_tools() { # BUILD
+  setup_say "adding the test tools to .venv"
+  setup_pip dev "$1" "$setup_venv" --no-deps --ignore-installed
+  setup_stamp dev "$1" "$setup_venv" >"$setup_venv/.stamp-dev"
 }
 
 # The user's own environment: nothing is installed there, so say here if something is missing.
@@ -158,19 +154,20 @@ setup_main() { # SET
   fi
   build=$(setup_build) || exit
   if ! setup_complete "$1" "$build"; then
-    # .lock: what an earlier version of this script left
-    if [[ -n $(ls -A "$setup_venv" 2>/dev/null) && ! -e $setup_venv/.stamp-run && ! -e $setup_venv/.lock ]]; then
+    if [[ -n $(ls -A "$setup_venv" 2>/dev/null) && ! -e $setup_venv/.stamp-run ]]; then
       setup_fail ".venv was not made by setup_env.sh and is left alone: remove it," \
         "or use it with PYTHON=.venv/bin/python"
     fi
     touch "$setup_venv.lock" 2>/dev/null || setup_fail "cannot write $setup_venv.lock"
     (
+      trap 'setup_say "interrupted; the next start makes .venv again"; exit 130' INT TERM
       # pip inherits the lock, so it is held until pip has ended, even if this shell is killed.
       if command -v flock >/dev/null && ! flock --nonblock 9; then
         setup_say "another start is making .venv: waiting for it"
         flock 9
       fi
-      setup_complete "$1" "$build" || setup_install "$1" "$build"
+      setup_complete run "$build" || setup_make "$build"
+      [[ $1 == run ]] || setup_complete dev "$build" || setup_add_tools "$build"
     ) 9>>"$setup_venv.lock" || exit
   fi
   PYTHON=$setup_venv/bin/python

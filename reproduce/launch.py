@@ -9,6 +9,7 @@ The first process of a node is heard at once. Signals reach all processes, which
 fails the others are ended, its last lines are shown and what each one wrote is kept. Nothing outlives this process.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +29,6 @@ from reproduce import SET_HERE
 from reproduce.cli import SIGNALS, has_gpu, run_command
 from reproduce.meeting import Layout, meet, number_from, place_of_node
 
-_ERROR_LINES = ("error: ", "warning: ", "stopped by ")  # of the first process; these belong to stderr
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
 _TIME_TO_SAY_WHY = 15  # seconds, for processes that lose contact to another node: see distributed.await_the_launcher
@@ -44,16 +45,22 @@ def main() -> None:
         os.execv(sys.executable, command)
     layout = meet(*place_of_node(nodes), local) if nodes > 1 else Layout.of_one_node(local)
     folder = Path(tempfile.mkdtemp(prefix="reproduce-launch-"))
-    keep = False
-    try:
-        environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
-        code, keep = _Processes(command, environments, folder, layout).run()
-        if code == 0 or code - 128 in SIGNALS:  # stopped as all of them are
-            layout.say_goodbye()
-        sys.exit(code)
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+    environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
+    processes = _Processes(command, environments, folder, layout)
+    first, code = processes.run()
+    if _has_stopped(code):
+        layout.say_goodbye()
+    if _has_stopped(code) or code == 2:
+        processes.repeat_error(first, code)
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        print(processes.report(first), file=sys.stderr)
+    sys.exit(code)
+
+
+def _has_stopped(code: int) -> bool:
+    """Whether a process has done its part, or was told to stop, as all others are then."""
+    return code == 0 or code - 128 in SIGNALS
 
 
 def _processes(gpus: int) -> int:
@@ -99,29 +106,32 @@ class _Processes:
     def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path, layout: Layout):
         self._command, self._environments, self._folder, self._layout = command, environments, folder, layout
         self._ranks = [int(environment["PADDLE_TRAINER_ID"]) for environment in environments]
-        self._of = environments[0]["PADDLE_TRAINERS_NUM"]
         self._running: list[subprocess.Popen] = []
         self._received: list[int] = []  # signals
 
-    def run(self) -> tuple[int, bool]:
-        """Run them to their end: the exit code of this command, and whether what they wrote is to be kept."""
+    def run(self) -> tuple[int | None, int]:
+        """Run them to their end: the number of the one that failed first (or None), and its exit code as in shells."""
         for number in SIGNALS:
             signal.signal(number, lambda number, frame: self._received.append(number))
-        output = _Relay(self._log(0))
         try:
             for number in range(len(self._environments)):
                 self._start(number)
-            first, code = self._wait(output)
+            shown = [
+                threading.Thread(target=_show, args=(source, target.fileno(), self._log(0)), daemon=True)
+                for source, target in ((self._running[0].stdout, sys.stdout), (self._running[0].stderr, sys.stderr))
+            ]
+            for thread in shown:
+                thread.start()
+            first, code = self._wait()
             if code:
-                self._end_others(_TIME_TO_STOP if code - 128 in SIGNALS else _TIME_TO_END, output)
+                self._end_others(code)
         finally:
             for process in self._running:
                 process.kill()
                 process.wait()
-        output.pass_on(to_the_end=True)
-        if not code:
-            return 0, False
-        return self._report_lost_node() if first is None else self._report(first, code)
+        for thread in shown:
+            thread.join(_TIME_TO_END)  # a child of the first process may hold its streams open
+        return first, code if code >= 0 else 128 - code
 
     def _log(self, number: int) -> Path:
         return self._folder / f"rank_{self._ranks[number]}.log"
@@ -133,22 +143,21 @@ class _Processes:
                     self._command,
                     env=self._environments[number],
                     stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
+                    stdout=log if number else subprocess.PIPE,
+                    stderr=log if number else subprocess.PIPE,
                     start_new_session=True,  # Ctrl-C reaches them once, through this process
                     preexec_fn=end_with_parent,
                 )
             )
 
-    def _wait(self, output: "_Relay") -> tuple[int | None, int]:
+    def _wait(self) -> tuple[int | None, int]:
         """Wait until one has failed, all have ended well (None, 0), or another node is lost (None, 1).
 
-        Passes on output and signals meanwhile.
+        Passes on signals meanwhile.
         """
         told, until = 0, None
         while True:
             ended = [process.poll() for process in self._running]
-            output.pass_on()
             # one that aborts has often only lost its contact to another that failed
             failed = sorted((code == -signal.SIGABRT, number) for number, code in enumerate(ended) if code)
             if failed:
@@ -166,74 +175,56 @@ class _Processes:
                 return None, 1
             time.sleep(0.1)
 
-    def _end_others(self, patience: float, output: "_Relay") -> None:
-        """Ask the processes to end, unless they stop by themselves; the caller kills what is left after `patience`."""
-        if patience == _TIME_TO_END:
+    def _end_others(self, code: int) -> None:
+        """Ask the processes to end, unless they stop by themselves; the caller kills what is left in the end."""
+        until = time.monotonic() + _TIME_TO_STOP
+        if not _has_stopped(code):
+            until = time.monotonic() + _TIME_TO_END
             for process in self._running:
                 process.terminate()
-        until = time.monotonic() + patience
-        while time.monotonic() < until and any(process.poll() is None for process in self._running):
-            output.pass_on()
-            time.sleep(0.1)
+        for process in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, until - time.monotonic()))
 
-    def _kept(self) -> str:
-        return f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+    def repeat_error(self, number: int | None, code: int) -> None:
+        """Print the line of a user's error, unless the first process of the node has said the same."""
+        lines = self._lines(number) if number else []
+        if code == 2 and lines and lines[-1] not in self._lines(0):
+            print(lines[-1], file=sys.stderr)
 
-    def _report_lost_node(self) -> tuple[int, bool]:
-        print(
-            "error: another node of this run has ended, its output says why; the processes of this node were ended "
-            f"too; the same commands continue the run; {self._kept()}",
-            file=sys.stderr,
-        )
-        return 1, True
-
-    def _report(self, number: int, code: int) -> tuple[int, bool]:
-        """Say what became of the process that failed first; the first of the node has been heard already."""
-        lines = self._log(number).read_text(errors="replace").strip().splitlines()
-        which = f"rank {self._ranks[number]} of {self._of}"
-        if code == 2:  # an error of the user: one line, which often all of them say
-            last = lines[-1] if lines else f"error: {which} failed"
-            if number > 0 and last not in self._log(0).read_text(errors="replace"):
-                print(last, file=sys.stderr)
-            return code, False
-        if code - 128 in SIGNALS or (code < 0 and self._received):
-            return code if code > 0 else 128 - code, False
+    def report(self, number: int | None) -> str:
+        """A line on what became of the process that failed first; its last lines are printed before."""
+        kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+        if number is None:
+            return (
+                "error: another node of this run has ended, its output says why; the processes of this node were ended "
+                f"too; the same commands continue the run; {kept}"
+            )
         native = self._folder / f"native_{self._ranks[number]}.log"  # see distributed.start
+        lines = self._lines(number) if number else []  # those of the first one were shown
         if native.exists():
             lines += native.read_text(errors="replace").strip().splitlines()
-        elif number == 0:
-            lines = []
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
-        kept = self._kept()
+        which = f"rank {self._ranks[number]} of {self._environments[0]['PADDLE_TRAINERS_NUM']}"
+        code = self._running[number].returncode
         if code > 0:
-            print(f"error: {which} failed, see above, and the others were ended; {kept}", file=sys.stderr)
-            return code, True
+            return f"error: {which} failed, see above, and the others were ended; {kept}"
         name = signal.Signals(-code).name
-        print(
-            f"error: {which} was ended by {name}, and the others with it; the same command continues the run; {kept}",
-            file=sys.stderr,
-        )
-        return 128 - code, True
+        return f"error: {which} was ended by {name}, and the others with it; the same command continues the run; {kept}"
+
+    def _lines(self, number: int) -> list[str]:
+        return self._log(number).read_text(errors="replace").strip().splitlines()
 
 
-class _Relay:
-    """Passes on what is appended to a file, in whole lines; a carriage return ends one too (progress bars)."""
-
-    def __init__(self, path: Path):
-        self._path, self._read, self._rest = path, 0, ""
-
-    def pass_on(self, to_the_end: bool = False) -> None:
-        if not self._path.exists():
-            return
-        with open(self._path, errors="replace", newline="") as file:
-            file.seek(self._read)
-            lines = (self._rest + file.read()).splitlines(keepends=True)
-            self._read = file.tell()
-        self._rest = "" if to_the_end or not lines or lines[-1].endswith(("\n", "\r")) else lines.pop()
-        for line in lines:
-            stream = sys.stderr if line.startswith(_ERROR_LINES) else sys.stdout
-            print(line, end="", file=stream, flush=True)
+def _show(source, screen: int, log: Path) -> None:
+    """Copy what a process writes, as it comes, to the descriptor `screen` and to the end of `log`."""
+    with open(log, "ab", buffering=0) as file:
+        for piece in iter(source.read1, b""):
+            with contextlib.suppress(OSError):  # the disk is full
+                file.write(piece)
+            with contextlib.suppress(OSError):  # the terminal is gone, or `| head` has read enough
+                os.write(screen, piece)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def meet(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
 
 def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
     """The first node's part."""
-    processes, connections = {0: local}, {}
+    connections, processes = {}, {0: local}
 
     def missing() -> str:
         return "node " + ", ".join(str(node) for node in range(nodes) if node not in processes)
@@ -104,58 +104,50 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
     try:
         server = socket.create_server(("", port))
     except OSError as error:
-        raise UserError(
-            f"MASTER={address}:{port}: cannot listen there ({error.strerror}); choose a free port"
-        ) from None
-    with server, contextlib.ExitStack() as opened:
+        reason = error.strerror
+        raise UserError(f"MASTER={address}:{port}: cannot listen there ({reason}); choose a free port") from None
+    with server:
         server.settimeout(1)
         for _ in _patiently(missing):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not a node, or one that gave up
-                connection = opened.enter_context(server.accept()[0])
-                connection.settimeout(5)
+                connection = _watch(server.accept()[0])
                 said = _read(connection)
-                number, of, has = int(said["node"]), int(said["nodes"]), int(said["processes"])
-                if of != nodes or not 0 < number < nodes or has < 1:
-                    _send(connection, {"error": f"NNODES={of}, NODE_RANK={number}: the first node has NNODES={nodes}"})
+                node, of = int(said["node"]), int(said["nodes"])
+                if of != nodes or not 0 < node < nodes:
+                    print(f"launch:     not of this run: NNODES={of}, NODE_RANK={node}", flush=True)
                     continue
-                if number in connections:
-                    _send(connections[number], {"error": f"NODE_RANK={number}: another node came with the same number"})
-                connections[number], processes[number] = connection, has
+                processes[node] = int(said["processes"])
+                connections[node] = connection  # in the place of an earlier one, if it was started again
             if len(processes) == nodes:
                 break
-        layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port())
-        for number, connection in connections.items():
-            try:
-                _send(connection, {"processes": layout.processes, "port": layout.port})
-            except OSError:
-                raise UserError(f"node {number} came and went away; see its output, and start all again") from None
-        opened.pop_all()
-        layout.others = [_watched(connection) for connection in connections.values()]
-        return layout
+    layout = Layout(0, [processes[node] for node in range(nodes)], address, _free_port(), list(connections.values()))
+    for connection in layout.others:
+        with contextlib.suppress(OSError):  # it went away, as has_lost_a_node will find
+            _send(connection, {"processes": layout.processes, "port": layout.port})
+    return layout
 
 
 def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
     """The part of the other nodes: call until the first one is there, then wait for what it says."""
-    answer = None
+    first = None
     for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
-        with contextlib.suppress(OSError, ValueError), socket.create_connection((address, port), timeout=5) as first:
-            _send(first, {"node": node, "nodes": nodes, "processes": local})
-            first.settimeout(1)
-            for _ in _patiently(lambda: f"the other nodes at {address}:{port}"):
-                with contextlib.suppress(TimeoutError):
-                    answer = _read(first)
-                    kept = first.dup()
-                    break
-        if answer is not None:
+        try:
+            if first is None:
+                first = _watch(socket.create_connection((address, port), timeout=2))
+                _send(first, {"node": node, "nodes": nodes, "processes": local})
+            answer = _read(first)
             break
-        time.sleep(1)  # the first one is not there yet, or was started again
-    if "error" in answer:
-        raise UserError(str(answer["error"]))
-    return Layout(node, answer["processes"], address, answer["port"], [_watched(kept)])
+        except TimeoutError:
+            continue
+        except (OSError, ValueError):  # the first one is not there yet, or was started again
+            first = None
+            time.sleep(1)
+    return Layout(node, answer["processes"], address, answer["port"], [first])
 
 
-def _watched(connection: socket.socket) -> socket.socket:
+def _watch(connection: socket.socket) -> socket.socket:
     """Have the kernel ask every 30 seconds whether the other side is there; so no firewall finds it idle either."""
+    connection.settimeout(2)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 30), (socket.TCP_KEEPCNT, 4)):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -181,12 +173,12 @@ def _send(connection: socket.socket, message: dict) -> None:
 
 
 def _read(connection: socket.socket) -> dict:
-    """One line; ValueError when it is not JSON, or the other side has closed the connection before its end."""
+    """One line; ValueError when it is too long, not JSON, or cut off."""
     line = b""
-    while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+    while not line.endswith(b"\n"):
         more = connection.recv(4096)
-        if not more:
-            raise ValueError("closed")
+        if not more or len(line) > _LONGEST_LINE:
+            raise ValueError("not a line")
         line += more
     return json.loads(line)
 

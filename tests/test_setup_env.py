@@ -1,7 +1,8 @@
 """setup_env.sh: makes .venv once, repairs it, and says in one line what is wrong.
 
 The real script, real venvs and the real pip run in a copy of the script beside small requirement files. pip
-installs from a folder of two tiny wheels instead of PyPI, so that nothing is downloaded. About 25 s.
+installs from a folder of two tiny wheels instead of PyPI, so that nothing is downloaded. Only the first venv is made
+by Python; the others are copies of it, as pip takes seconds to be put into one.
 """
 
 import os
@@ -19,13 +20,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPT = 'set -euo pipefail; source ./setup_env.sh "$0"; echo "$PYTHON"'
 BASE_PYTHON = sys._base_executable  # outside the venv that the tests may run in
+COMMANDS = []  # folders of stand-ins for programs
 
 
 def environment(**changes):
     """The environment of a user who set nothing and wants the CPU build, with `changes`."""
     unset = re.compile(r"(PIP_.*|.*_proxy|PYTHON|PYTHONPATH|PADDLE_CUDA|VIRTUAL_ENV)", re.IGNORECASE)
     env = {name: value for name, value in os.environ.items() if not unset.fullmatch(name)}
-    env["PATH"] = f"{Path(BASE_PYTHON).parent}{os.pathsep}{env['PATH']}"
+    env["PATH"] = os.pathsep.join(map(str, [*COMMANDS, Path(BASE_PYTHON).parent, env["PATH"]]))
     return {**env, "PIP_CONFIG_FILE": os.devnull, "PADDLE_CUDA": "cpu", **changes}
 
 
@@ -115,8 +117,22 @@ def finished(tmp_path_factory, wheels):
 
 
 @pytest.fixture
-def built(finished, tmp_path):
-    """A copy of the finished project, to be changed by one test."""
+def built(finished, tmp_path, monkeypatch):
+    """A copy of the finished project, to be changed by one test; a new venv is a copy of its own, without paddle."""
+    made = tmp_path / "made"
+    subprocess.run(["cp", "-a", finished[0] / ".venv", made], check=True)
+    for path in (*made.glob(".stamp*"), *made.glob("lib/python3*/site-packages/paddle.py")):
+        path.unlink()
+    for info in made.glob("lib/python3*/site-packages/paddlepaddle-*"):
+        shutil.rmtree(info)
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    make_command(
+        commands / "python3.12",
+        f'[ "$2" != venv ] || exec cp -a "{made}" "$3"',
+        f'exec "{BASE_PYTHON}" "$@"',
+    )
+    monkeypatch.setattr(sys.modules[__name__], "COMMANDS", [commands])
     return shutil.copytree(finished[0], tmp_path / "built", symlinks=True)
 
 
@@ -151,16 +167,6 @@ def test_test_tools_are_added_and_serve_a_run_start(built, wheels, tmp_path):
         assert start(built, needed, **offline(tmp_path)) == (0, str(built / ".venv/bin/python"), [])
 
 
-def test_a_new_venv_that_cannot_be_installed_leaves_the_old_one(built, wheels, tmp_path):
-    before = (built / "requirements.txt").read_text()
-    (built / "requirements.txt").write_text("paddlepaddle==3.3.1\ntesttool==1.0\n")
-    code, _, err = start(built, **offline(tmp_path))  # no wheels there
-    assert code == 2 and err[-1].startswith("setup: pip failed")
-    assert can_import(built, "paddle")
-    (built / "requirements.txt").write_text(before)
-    assert start(built) == (0, str(built / ".venv/bin/python"), [])
-
-
 def test_the_programs_of_the_venv_start(finished):
     """They were installed beside and name their interpreter by its final place."""
     done = subprocess.run([finished[0] / ".venv/bin/pip", "--version"], capture_output=True, text=True)
@@ -168,7 +174,8 @@ def test_the_programs_of_the_venv_start(finished):
     assert sorted(path.name for path in finished[0].glob(".venv*")) == [".venv", ".venv.lock"]
 
 
-def test_changed_requirements_and_a_kill_in_the_middle_of_pip(built, wheels):
+def test_changed_requirements_make_a_new_venv_and_the_old_one_stays_until_it_is_complete(built, wheels, tmp_path):
+    before = (built / "requirements.txt").read_text()
     (built / "requirements.txt").write_text("paddlepaddle==3.3.1\ntesttool==1.0\n")
     with socket.create_server(("127.0.0.1", 0)) as index:  # a package index that never answers
         index.settimeout(120)
@@ -180,6 +187,14 @@ def test_changed_requirements_and_a_kill_in_the_middle_of_pip(built, wheels):
     assert code == -signal.SIGKILL and "creating .venv again" in err[0]
     assert can_import(built, "paddle") and not can_import(built, "testtool")
 
+    code, _, err = start(built, **offline(tmp_path))  # no wheels there
+    assert code == 2 and err[-1].startswith("setup: pip failed")
+    assert can_import(built, "paddle")
+    changed = (built / "requirements.txt").read_text()
+    (built / "requirements.txt").write_text(before)
+    assert start(built) == (0, str(built / ".venv/bin/python"), [])
+
+    (built / "requirements.txt").write_text(changed)
     code, _, err = start(built, **offline(wheels))
     assert code == 0 and len(err) == 1 and "creating .venv again (it was incomplete or outdated)" in err[0]
     assert can_import(built, "paddle", "testtool")

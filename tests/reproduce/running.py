@@ -10,8 +10,16 @@ from pathlib import Path
 
 from reproduce import ROOT
 
-DIGITS = ("digits", "--num_steps", 60, "--warmup_steps", 4, "--eval_every", 20, "--batch_size", 16, "--log_every", 4,
-          "--save_every", 5)  # fmt: skip
+
+def options(**values) -> list:
+    """Words of a command line."""
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+DIGITS = (
+    "digits",
+    *options(num_steps=60, warmup_steps=4, eval_every=20, batch_size=16, log_every=4, save_every=5),
+)
 
 
 class Run:
@@ -29,8 +37,11 @@ class Run:
         with open(self.streams / "stdout.txt", "w") as stdout, open(self.streams / "stderr.txt", "w") as stderr:
             return subprocess.Popen(
                 [sys.executable, "-m", "reproduce.launch", module, *self.arguments, *map(str, more)],
-                cwd=ROOT, env=self.environment, stdout=stdout, stderr=stderr,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=self.environment,
+                stdout=stdout,
+                stderr=stderr,
+            )
 
     def finish(self, process: subprocess.Popen | None = None) -> int:
         return (process or self.start()).wait(timeout=900)

@@ -11,14 +11,14 @@ import time
 
 import numpy as np
 import pytest
-from running import DIGITS, Run, workers
+from running import DIGITS, Run, options, workers
 
 from models.weights import read_weights
 from reproduce import ROOT, train
 from reproduce.recipes import get_recipe
 
-SHORT = ("digits", "--num_steps", 32, "--warmup_steps", 4, "--eval_every", 0, "--batch_size", 16, "--log_every", 4,
-         "--save_every", 4)  # fmt: skip
+SHORT = ("digits", *options(num_steps=32, warmup_steps=4, eval_every=0, batch_size=16, log_every=4, save_every=4))
+TEN = ("digits", *options(num_steps=10, warmup_steps=2, log_every=1, eval_every=0, batch_size=24, dropout=0))
 
 
 class Requests:
@@ -49,10 +49,6 @@ def test_samples_and_crops_do_not_depend_on_the_processes(monkeypatch, processes
         parts = [part for rank in found for part in rank[step]]
         np.testing.assert_array_equal(np.concatenate([part[0] for part in parts]), samples)
         np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), draws)
-
-
-TEN = ("digits", "--num_steps", 10, "--warmup_steps", 2, "--log_every", 1, "--eval_every", 0, "--batch_size", 24,
-       "--dropout", 0)  # fmt: skip
 
 
 def losses(run):
@@ -202,11 +198,14 @@ def test_slurm_starts_the_script_on_each_node(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = {
-        **os.environ, "PATH": f"{commands}:{os.environ['PATH']}",
-        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_JOB_ID": str(port - 20000 if port >= 20000 else port), "SLURM_JOB_NODELIST": "n[1-2]",
+        **os.environ,
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_ID": str(port - 20000 if port >= 20000 else port),
+        "SLURM_JOB_NODELIST": "n[1-2]",
         "PYTHON": sys.executable,
-    }  # fmt: skip
+    }
     run = Run(tmp_path / "run", *DIGITS)
 
     def submit():

@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from running import DIGITS, Run, alive, workers
+from running import DIGITS, Run, alive, options, workers
 
 from models.weights import METADATA, read_weights
 from reproduce.checkpoint import load_latest
@@ -42,15 +42,18 @@ def fill(folder, leave: int):
     (folder / "filler").write_bytes(bytes(max(0, free - leave)))
 
 
+def flip_a_bit(whole: bytes) -> bytes:
+    return whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         pytest.param(lambda whole: whole[: len(whole) // 2], id="cut in half"),
-        pytest.param(lambda whole: whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:], id="one bit flipped",
-                     marks=pytest.mark.slow),
+        pytest.param(flip_a_bit, id="one bit flipped", marks=pytest.mark.slow),
         pytest.param(lambda whole: b"", id="empty", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, unbroken, damage):
     run = Run(tmp_path, *DIGITS)
     process = run.start()
@@ -81,8 +84,8 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(small_disk
     kept = [path.name for path in run.states()]
     process.send_signal(signal.SIGCONT)
     run.await_text(process, "could not be saved")
-    assert f"warning: {run.saved}: could not be saved (No space left on device); what was saved before is kept" \
-        in run.stderr  # fmt: skip
+    said = f"warning: {run.saved}: could not be saved (No space left on device); what was saved before is kept"
+    assert said in run.stderr
     assert [path.name for path in run.states()][-2:] == kept[-2:]
     process.kill()
     process.wait()
@@ -154,24 +157,31 @@ def test_kill_9_at_twenty_random_moments(tmp_path, request, recipe, processes):
 
     A run that reaches its end between two kills is compared with the unbroken one and started over.
     """
-    arguments = ["digits", "--num_steps", 300, "--eval_every", 50, "--save_every", 10]
+    arguments = options(num_steps=300, eval_every=50, save_every=10)
     if recipe != "digits":
-        arguments = [recipe, "--num_steps", 40, "--warmup_steps", 10, "--batch_size", 16, "--eval_every", 20,
-                     "--save_every", 4, "--validation_per_class", 2, "--data_dir",
-                     request.getfixturevalue("cifar100_folder"), "--pretrained",
-                     request.getfixturevalue("vit_ti16_file")]  # fmt: skip
-    unbroken = Run(tmp_path / "unbroken", *arguments, processes=processes)
+        arguments = options(
+            num_steps=40,
+            warmup_steps=10,
+            batch_size=16,
+            eval_every=20,
+            save_every=4,
+            validation_per_class=2,
+            data_dir=request.getfixturevalue("cifar100_folder"),
+            pretrained=request.getfixturevalue("vit_ti16_file"),
+        )
+    unbroken = Run(tmp_path / "unbroken", recipe, *arguments, processes=processes)
     assert unbroken.finish() == 0, unbroken.stderr
-    run = Run(tmp_path / "killed", *arguments, processes=processes)
+    run = Run(tmp_path / "killed", recipe, *arguments, processes=processes)
     rng = random.Random(f"{recipe} {processes}")
-    kills, over = 0, False
+    kills, over, which = 0, False, f"{recipe}, {processes} process(es)"
     while kills < KILLS or not over:
         for left in run.saved.glob(".*.partial"):  # of the kill before: the next one is to hit a save of its own
             left.unlink()
         process = run.start("--restart") if over and kills < KILLS else run.start()
         over = False
         if kills < KILLS and kills % 5 < 4:
-            run.await_text(process, "weights:")  # the updates begin; the others are hit while they start
+            while "weights:" not in run.stdout and process.poll() is None:  # the run may have ended before
+                time.sleep(0.01)  # until the updates begin; the others are hit while they start
         _wait(process, rng.uniform(0.5, 6) if kills < KILLS else 900)
         moment = "at a random moment"
         while kills % 2 and process.poll() is None:
@@ -191,13 +201,13 @@ def test_kill_9_at_twenty_random_moments(tmp_path, request, recipe, processes):
             over = True
             assert run.weights() == unbroken.weights() and run.weights("best") == unbroken.weights("best")
             assert run.records() == unbroken.records() and run.result() == unbroken.result()
-            print(f"end:     {recipe}, {processes} process(es): the last weights have SHA-256 {run.weights()}, as "
-                  "those of the unbroken run; best weights, records and result are equal too")  # fmt: skip
+            print(f"end:     {which}: last weights {run.weights()} (SHA-256), best, records, result as unbroken")
             continue
         kills += 1
         state = load_latest(run.saved) if run.states() else None
-        print(f"kill {kills:2}: {recipe}, {processes} process(es), {moment}, process {victims.index(victim)} of "
-              f"{len(victims)}; newest state: step {state.progress.step if state else 0}")  # fmt: skip
+        step = state.progress.step if state else 0
+        hit = f"process {victims.index(victim)} of {len(victims)}"
+        print(f"kill {kills:2}: {which}, {moment}, {hit}; newest state: step {step}")
 
 
 def _wait(process: subprocess.Popen, seconds: float) -> None:

@@ -5,46 +5,58 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 
 import paddle
 import pytest
-from conftest import assert_user_error
 from running import Run
 
 import reproduce
 from common.errors import UserError
-from reproduce import ROOT, cli, distributed, launch, meeting
+from reproduce import ROOT, cli, distributed, launch, meeting, train
 from reproduce.meeting import Layout, meet, place_of_node
 
 
-def start(tmp_path, program, **environment):
-    """Begin `program` as two processes of the launcher."""
-    (tmp_path / "program.py").write_text(program)
-    return subprocess.Popen(
-        [sys.executable, "-m", "reproduce.launch", "program"],
-        cwd=ROOT,
-        env={**os.environ, "NPROC": "2", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path), **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Run a program as two processes of the launcher, which is this process; gives the exit code."""
+    monkeypatch.setenv("NPROC", "2")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["launch", "program"])
+    handlers = {number: signal.getsignal(number) for number in cli.SIGNALS}
+
+    def run(program):
+        (tmp_path / "program.py").write_text(program)
+        with pytest.raises(SystemExit) as ended:
+            launch.main()
+        return ended.value.code
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-def test_the_process_that_failed_first_is_shown_and_all_output_kept(tmp_path):
+def test_the_process_that_failed_first_is_shown_and_all_output_kept(launched, tmp_path, capfd):
     program = """
 import os, sys, time
 if os.environ["PADDLE_TRAINER_ID"] == "0":
     print("I am waiting", flush=True)
+    print("warning: of something", file=sys.stderr, flush=True)
+    open(os.environ["PADDLE_LOG_DIR"] + "/waits", "w")
     time.sleep(600)
+while not os.path.exists(os.environ["PADDLE_LOG_DIR"] + "/waits"):
+    time.sleep(0.01)
 for line in range(50):
     print("line", line)
 sys.exit("ValueError: the reason")
 """
-    process = start(tmp_path, program)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and out == "I am waiting\n"
+    assert launched(program) == 1
+    out, err = capfd.readouterr()
+    assert out == "I am waiting\n" and err.startswith("warning: of something\n")
     shown = [line for line in err.splitlines() if line.startswith("rank 1: ")]
     assert len(shown) == 30 and shown[-1] == "rank 1: ValueError: the reason"
     (folder,) = tmp_path.glob("reproduce-launch-*")
@@ -52,34 +64,96 @@ sys.exit("ValueError: the reason")
         "error: rank 1 of 2 failed, see above, and the others were ended; what each process wrote is in "
         f"{folder} on {socket.gethostname()}"
     )
-    assert "line 0\n" in (folder / "rank_1.log").read_text() and "waiting" in (folder / "rank_0.log").read_text()
+    assert "line 0\n" in (folder / "rank_1.log").read_text()
+    assert set((folder / "rank_0.log").read_text().splitlines()) == {"I am waiting", "warning: of something"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_signals_reach_all_processes_and_a_good_end_leaves_nothing(tmp_path, number):
+@pytest.mark.parametrize("said_by", ["0 1", "1"])
+def test_the_line_of_a_users_error_is_shown_once(launched, tmp_path, capfd, said_by):
+    """Whether all of them say it, or the second one alone; nothing is kept."""
+    program = f"""
+import os, sys, time
+if os.environ["PADDLE_TRAINER_ID"] in "{said_by}".split():
+    print("error: no such file", file=sys.stderr)
+    sys.exit(2)
+time.sleep(600)
+"""
+    assert launched(program) == 2
+    assert capfd.readouterr().err == "error: no such file\n"
+    assert not list(tmp_path.glob("reproduce-launch-*"))
+
+
+def test_output_of_a_process_that_aborts_while_it_connects_is_shown(launched, capfd):
+    """What distributed._native_output_aside has put aside."""
+    program = """
+import os, time
+if os.environ["PADDLE_TRAINER_ID"] == "1":
+    with open(os.environ["PADDLE_LOG_DIR"] + "/native_1.log", "w") as file:
+        file.write("terminate called after NCCL error\\n")
+    os.abort()
+time.sleep(600)
+"""
+    assert launched(program) == 128 + signal.SIGABRT
+    err = capfd.readouterr().err
+    assert "rank 1: terminate called after NCCL error\nerror: rank 1 of 2 was ended by SIGABRT" in err
+
+
+def test_a_screen_that_is_gone_does_not_stop_the_run(launched, monkeypatch, tmp_path):
+    """As after SIGHUP, when the processes still have to save."""
+    program = f"""
+import os, pathlib, signal
+signal.alarm(60)  # it would wait for ever if nobody took what it prints
+for line in range(10_000):  # more than a pipe holds
+    print("line", line, flush=True)
+pathlib.Path({str(tmp_path)!r}, "saved_" + os.environ["PADDLE_TRAINER_ID"]).touch()
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert launched(program) == 0
+    assert {path.name for path in tmp_path.glob("saved_*")} == {"saved_0", "saved_1"}
+
+
+def test_signals_reach_all_processes_and_a_good_end_leaves_nothing(tmp_path):
     program = f"""
 import os, signal, sys
 from pathlib import Path
 rank = os.environ["PADDLE_TRAINER_ID"]
+told = []
 def note(number, frame):
-    Path({str(tmp_path)!r}, f"told_{{rank}}").touch()
-    sys.exit(0)
-signal.signal({int(number)}, note)
-print("ready", flush=True)
+    told.append(number)
+    Path({str(tmp_path)!r}, f"told_{{rank}}_{{number}}").touch()
+    if len(told) == 2:
+        sys.exit(0)
+for number in (signal.SIGHUP, signal.SIGUSR1):
+    signal.signal(number, note)
 if rank == "0":  # is heard only when both are ready
-    while not Path({str(tmp_path)!r}, "ready_1").exists():
+    while not Path({str(tmp_path)!r}, "ready").exists():
         signal.sigtimedwait([], 0.05)
     print("both", flush=True)
-Path({str(tmp_path)!r}, f"ready_{{rank}}").touch()
+else:
+    Path({str(tmp_path)!r}, "ready").touch()
 while True:
-    signal.pause()
+    signal.sigtimedwait([], 0.05)
 """
-    process = start(tmp_path, program)
-    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "both\n"]
-    process.send_signal(number)
+    (tmp_path / "program.py").write_text(program)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reproduce.launch", "program"],
+        cwd=ROOT,
+        env={**os.environ, "NPROC": "2", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "both\n"
+    numbers = (signal.SIGHUP, signal.SIGUSR1)
+    for number in numbers:
+        process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert {path.name for path in tmp_path.glob("told_*")} == {"told_0", "told_1"}
+    told = {f"told_{rank}_{int(number)}" for rank in (0, 1) for number in numbers}
+    assert {path.name for path in tmp_path.glob("told_*")} == told
     assert not list(tmp_path.glob("reproduce-launch-*"))
 
 
@@ -131,25 +205,16 @@ def test_native_output_is_left_alone_where_it_is_asked_for(monkeypatch, variable
     assert "GLOG_minloglevel" not in environment_of(monkeypatch, Layout.of_one_node(2), 1, **{variable: "1"})
 
 
-def test_output_of_a_process_that_aborts_while_it_connects_is_shown(tmp_path):
-    program = """
-import os
-os.write(2, b"terminate called after NCCL error\\n")
-if os.environ["PADDLE_TRAINER_ID"] == "1":
-    os.abort()
-os.read(os.pipe()[0], 1)
-"""
-    process = start(tmp_path, program)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGABRT
-    assert "rank 1: terminate called after NCCL error\nerror: rank 1 of 2 was ended by SIGABRT" in err
-
-
-def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, capsys):
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    monkeypatch.setattr(cli, "_GRACE", 0)
+@pytest.fixture
+def streams(monkeypatch):
+    """cli.run_command in this process, whose streams are pytest's."""
     for stream in ("stdout", "stderr"):
         monkeypatch.setattr(getattr(sys, stream), "reconfigure", lambda **options: None, raising=False)
+
+
+def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, streams, capsys):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    monkeypatch.setattr(cli, "_GRACE", 0)
 
     def main():
         raise RuntimeError("(External) NCCL error(2), unhandled system error.\n  [Hint: 'ncclSystemError'.]")
@@ -198,12 +263,20 @@ def test_stray_variables_of_another_launcher(monkeypatch, of_two, variables):
         distributed.rank()
 
 
-def test_stray_variables_without_the_others_addresses(monkeypatch, of_two, command):
+def test_stray_variables_without_the_others_addresses(monkeypatch, of_two):
     monkeypatch.delenv("PADDLE_MASTER")
     with pytest.raises(UserError, match="PADDLE_TRAINERS_NUM=2 is set, but not where the others are"):
         distributed.start()
-    done = command("reproduce.train", "digits", PADDLE_TRAINER_ID="7", PADDLE_TRAINERS_NUM="2")
-    assert_user_error(done, "PADDLE_TRAINER_ID=7", "NPROC=k")
+
+
+def test_stray_variables_end_training_with_one_line(monkeypatch, of_two, streams, tmp_path, capsys):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "7")
+    monkeypatch.setattr(sys, "argv", ["train", "digits", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_command(train.main)
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and out == "" and err.startswith("error: PADDLE_TRAINER_ID=7, PADDLE_TRAINERS_NUM=2")
+    assert "NPROC=k" in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -235,7 +308,7 @@ def test_numbers_of_processes_that_make_no_sense(monkeypatch, wished):
 
 
 @pytest.mark.parametrize("goodbye", [b"", b"."])
-def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(monkeypatch, tmp_path, capsys, goodbye):
+def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(monkeypatch, tmp_path, goodbye):
     monkeypatch.setattr(launch, "SIGNALS", ())
     monkeypatch.setattr(launch, "_TIME_TO_SAY_WHY", 0.2)
     here, there = socket.socketpair()
@@ -244,8 +317,9 @@ def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(mo
     layout = Layout(0, [1, 1], "127.0.0.1", 1, [here])
     command = ["sleep", "1" if goodbye else "600"]
     environment = {**os.environ, "PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "2"}
-    assert launch._Processes(command, [environment], tmp_path, layout).run() == ((0, False) if goodbye else (1, True))
-    assert ("error: another node of this run has ended" in capsys.readouterr().err) == (not goodbye)
+    processes = launch._Processes(command, [environment], tmp_path, layout)
+    assert processes.run() == (None, 0 if goodbye else 1)
+    assert processes.report(None).startswith("error: another node of this run has ended")
 
 
 def free_port() -> int:
@@ -253,9 +327,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def all_meet(*nodes):
+def all_meet(*nodes, port=None):
     """What `meet` gives, or raises, for each (node, nodes, processes); all at the same time."""
-    port, found = free_port(), [None] * len(nodes)
+    port, found = port or free_port(), [None] * len(nodes)
 
     def run(index, node, of, local):
         try:
@@ -284,36 +358,55 @@ def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
 
 
 def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "_SAY_EVERY", 1)
-    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
+    monkeypatch.setattr(meeting, "_SAY_EVERY", 0.5)
+    monkeypatch.setattr(meeting, "_GIVE_UP", 2)
     found = all_meet((0, 3, 1), (1, 3, 1))
     assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
     assert "still waiting for node 2\n" in capsys.readouterr().out
 
 
-def test_nodes_that_contradict_each_other(monkeypatch):
-    monkeypatch.setattr(meeting, "_GIVE_UP", 3)
-    found = all_meet((0, 3, 1), (1, 3, 1), (1, 3, 1), (1, 2, 1))
-    assert "NNODES=2, NODE_RANK=1: the first node has NNODES=3" in found[3]
-    assert any("another node came with the same number" in said for said in found[1:3])
-
-
-def test_whoever_else_calls_is_not_a_node(monkeypatch):
-    """A port scanner, a browser: closed at once, and the nodes meet."""
+@pytest.fixture
+def first_node(request):
+    """The first node, waiting in a thread; gives its port and what ends the wait and gives its layout."""
     received, port = [], free_port()
-    first = threading.Thread(target=lambda: received.append(meet(0, 2, "127.0.0.1", port, 1)))
-    first.start()
+    thread = threading.Thread(target=lambda: received.append(meet(0, request.param, "127.0.0.1", port, 1)))
+    thread.start()
+
+    def finish():
+        thread.join(60)
+        return received[0]
+
+    return port, finish
+
+
+def call(port, text: bytes):
+    """Connect as soon as the first node listens, say `text`, and go away."""
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as caller:
+                caller.sendall(text)
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("first_node", [3], indirect=True)
+def test_a_node_of_another_run_is_named_and_one_that_comes_again_is_taken(first_node, capsys):
+    port, finish = first_node
+    call(port, b'{"node": 1, "nodes": 2, "processes": 9}\n')
+    call(port, b'{"node": 1, "nodes": 3, "processes": 9}\n')
+    assert [layout.processes for layout in all_meet((1, 3, 2), (2, 3, 4), port=port)] == [[1, 2, 4]] * 2
+    assert finish().processes == [1, 2, 4]
+    assert "not of this run: NNODES=2, NODE_RANK=1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first_node", [2], indirect=True)
+def test_whoever_else_calls_is_not_a_node(first_node):
+    """A port scanner, a browser: closed at once, and the nodes meet."""
+    port, finish = first_node
     for text in (b"GET / HTTP/1.0\r\n\r\n", b"[]\n", b"\n", b'{"node": 1}\n', b""):
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", port)) as caller:
-                    caller.sendall(text)
-                break
-            except ConnectionRefusedError:
-                continue
-    assert meet(1, 2, "127.0.0.1", port, 5).processes == [1, 5]
-    first.join(60)
-    assert received[0].processes == [1, 5]
+        call(port, text)
+    assert meet(1, 2, "127.0.0.1", port, 5).processes == finish().processes == [1, 5]
 
 
 def test_a_port_that_is_taken():

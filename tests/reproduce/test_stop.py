@@ -27,7 +27,7 @@ def assert_same(run, unbroken):
 def test_signals_save_at_the_next_step_and_the_run_continues(tmp_path, unbroken, processes):
     run = Run(tmp_path, *DIGITS, processes=processes)
     step = 0
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
+    for number, code in ((signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
         process = run.start()
         run.await_text(process, f"continues after step {step}" if step else "weights:")
         run.await_step(process, step + 5)

@@ -1,0 +1,110 @@
+"""The check of a GPU: it passes on a CPU, it catches a device that computes wrong, and its GPU part runs emulated."""
+
+import dataclasses
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from common.errors import UserError
+from reproduce import gpu_check
+from reproduce.plan import Gpu
+
+CARD = Gpu("Emulated", 16, peak_16=100, peak_32=20, fused=False)
+
+
+def checks_in(folder) -> dict:
+    (path,) = folder.glob("*.json")
+    return {check["name"]: check for check in json.loads(path.read_text())["checks"]}
+
+
+def test_a_cpu_passes_and_what_needs_a_gpu_is_skipped_by_name(command, tmp_path):
+    done = command("reproduce.gpu_check", "--device", "cpu", "--out", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = {name: check["passed"] for name, check in checks_in(tmp_path).items()}
+    assert states == {
+        "fp32 against float64": True,
+        "bf16 against fp32": None,
+        "20 updates in fp32": True,
+        "20 updates in bf16": None,
+        "2 processes as one": True,
+        "a killed run continues": True,
+    }
+    assert "skipped  bf16 against fp32: needs a GPU that has it\n" in done.stdout
+    assert f"written  {tmp_path}/cpu-" in done.stdout and "please attach it" in done.stdout
+
+
+def check_comparison(monkeypatch, folder, disturb):
+    """The command, of which only the comparison is left, on a device whose fp32 results go through `disturb`."""
+    for part in ("time_updates", "several_processes", "killed_and_continued"):
+        monkeypatch.setattr(gpu_check, part, lambda gpu: ())
+    monkeypatch.setattr("sys.argv", ["gpu_check", "--device", "cpu", "--out", str(folder)])
+    right = gpu_check.loss_and_gradients
+
+    def computed(gpu, precision, **options):
+        found = right(gpu, precision, **options)
+        return disturb(*found) if precision == "fp32" else found
+
+    monkeypatch.setattr(gpu_check, "loss_and_gradients", computed)
+    gpu_check.main()
+
+
+def test_a_device_that_computes_right(monkeypatch, tmp_path):
+    check_comparison(monkeypatch, tmp_path, lambda loss, gradients: (loss, gradients))
+    assert checks_in(tmp_path)["fp32 against float64"]["passed"]
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        pytest.param(lambda loss, gradients: (loss * 1.001, gradients), id="loss"),
+        pytest.param(lambda loss, gradients: (loss, gradients * 1.01), id="gradients"),
+        pytest.param(lambda loss, gradients: (loss, np.where(gradients < 0, 0, gradients)), id="half of the gradients"),
+        pytest.param(lambda loss, gradients: (float("nan"), gradients), id="nan"),
+    ],
+)
+def test_a_device_that_computes_wrong_is_caught(monkeypatch, tmp_path, disturb):
+    """UserError is exit code 2 and one line: see cli.run_command."""
+    with pytest.raises(UserError, match=r"1 of 2 checks failed \(fp32 against float64\); see docs/cluster.md"):
+        check_comparison(monkeypatch, tmp_path, disturb)
+    assert checks_in(tmp_path)["fp32 against float64"]["passed"] is False
+
+
+def test_all_numbers_count_in_the_comparison():
+    """The gradients of every parameter, of a network in which each one matters."""
+    loss, gradients = gpu_check.loss_and_gradients(None, "fp32")
+    parameters = gpu_check.build(gpu_check._recipe(None, "fp32").network(100)).parameters()
+    assert gradients.size == sum(parameter.size for parameter in parameters) and np.isfinite(loss)
+    assert np.count_nonzero(gradients) > 0.9 * gradients.size
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The small network where a GPU would take the headline's, and Paddle's questions to the card answered.
+
+    On a CPU Paddle ignores auto_cast, with a warning: bf16 stays fp32.
+    """
+    small = gpu_check._recipe
+    monkeypatch.setattr(gpu_check, "_recipe", lambda gpu, precision: small(None, precision))
+    for name, answer in {"empty_cache": None, "reset_max_memory_reserved": None, "max_memory_reserved": 2**30}.items():
+        monkeypatch.setattr(paddle.device.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(gpu_check, "_TIMED", 2)
+    monkeypatch.setattr(gpu_check, "_WARM_UP", 1)
+
+
+@pytest.mark.filterwarnings("ignore:amp_guard can only be enabled on CUDAPlace")
+def test_what_a_gpu_does_runs_emulated_on_a_cpu(emulated):
+    compared = {check.name: check for check in gpu_check.compare_precisions(CARD)}
+    assert compared["fp32 against float64"].passed and compared["bf16 against fp32"].passed
+    assert compared["fused against plain attention"].passed is None
+    for check in gpu_check.time_updates(CARD):
+        assert check.passed and "% of the peak, 1.0 GiB (estimate 0.0 of 16), the headline takes" in check.found
+    assert list(gpu_check.several_processes(CARD)) == [("2 processes as one", None, "needs a second GPU")]
+
+
+def test_without_bf16_it_is_skipped(emulated):
+    old = dataclasses.replace(CARD, bf16=False)
+    checks = [*gpu_check.compare_precisions(old), *gpu_check.time_updates(old)]
+    assert [check.passed for check in checks] == [True, None, True, None]
