@@ -200,10 +200,7 @@ class _Processes:
                 "error: another node of this run has ended, its output says why; the processes of this node were ended "
                 f"too; the same commands continue the run; {kept}"
             )
-        native = self._folder / f"native_{self._ranks[number]}.log"  # see distributed.start
         lines = self._lines(number) if number else []  # those of the first one were shown
-        if native.exists():
-            lines += native.read_text(errors="replace").strip().splitlines()
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
         which = f"rank {self._ranks[number]} of {self._environments[0]['PADDLE_TRAINERS_NUM']}"

@@ -76,6 +76,23 @@ def make_project(folder):
     return folder
 
 
+NEEDED = [
+    "paddle",
+    "visualdl",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "safetensors",
+    "tqdm",
+    "filelock",
+    "requests",
+    "urllib3",
+]
+
+
 def make_python(folder, *modules):
     """Return the path of a real interpreter that has these empty modules and no package."""
     subprocess.run([BASE_PYTHON, "-m", "venv", "--without-pip", folder], check=True)
@@ -201,17 +218,17 @@ def test_changed_requirements_make_a_new_venv_and_the_old_one_stays_until_it_is_
 
 
 def test_given_python_is_taken_as_it_is(project, tmp_path):
-    python = make_python(tmp_path / "own", "paddle")
+    python = make_python(tmp_path / "own", *NEEDED)
     assert start(project, PYTHON=python) == (0, python, [])
     assert not (project / ".venv").exists()
 
 
-@pytest.mark.parametrize(("needed", "missing"), [("run", "paddle"), ("dev", "paddle, pytest")])
-def test_given_python_without_paddle(project, tmp_path, needed, missing):
-    python = make_python(tmp_path / "own")
+@pytest.mark.parametrize(("needed", "missing"), [("run", ["visualdl", "PIL"]), ("dev", ["paddle", "pytest"])])
+def test_what_a_given_python_lacks_is_named(project, tmp_path, needed, missing):
+    python = make_python(tmp_path / "own", *(name for name in NEEDED if name not in missing))
     code, out, err = start(project, needed, PYTHON=python)
     assert (code, out, len(err)) == (2, "", 1)
-    assert f"PYTHON={python} cannot import {missing} (ModuleNotFoundError: No module named 'paddle')" in err[0]
+    assert f"PYTHON={python} has no {' '.join(missing)}: install the requirements there" in err[0]
 
 
 @pytest.mark.parametrize(
