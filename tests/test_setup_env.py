@@ -76,21 +76,8 @@ def make_project(folder):
     return folder
 
 
-NEEDED = [
-    "paddle",
-    "visualdl",
-    "numpy",
-    "pandas",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "PIL",
-    "safetensors",
-    "tqdm",
-    "filelock",
-    "requests",
-    "urllib3",
-]
+NEEDED = ["paddle", "visualdl", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "PIL", "safetensors", "tqdm"]
+NEEDED += ["filelock", "requests", "urllib3"]
 
 
 def make_python(folder, *modules):
