@@ -48,7 +48,7 @@ def global_norm(gradients: list):
 
     The sums of squares are matrix products: Paddle's own clip_grad_norm_ takes several times longer on a CPU.
     """
-    flat = [gradient.flatten() for gradient in gradients]
+    flat = (gradient.flatten() for gradient in gradients)  # one at a time: each is a copy
     return paddle.stack([paddle.matmul(each, each) for each in flat]).sum().sqrt()
 
 
