@@ -137,7 +137,7 @@ setup_add_tools() { # BUILD
 # The user's own environment: nothing is installed there, so say here what is missing. Nothing is imported, which
 # would cost the start of every run seconds.
 setup_check_given() { # SET
-  local needed="paddle visualdl numpy pandas matplotlib sklearn scipy PIL safetensors tqdm filelock requests urllib3" said
+  local needed="paddle visualdl numpy pandas matplotlib scipy PIL safetensors tqdm filelock requests urllib3" said
   [[ $1 == run ]] || needed+=" pytest"
   command -v "$PYTHON" >/dev/null || setup_fail "PYTHON=$PYTHON is not a program"
   said=$("$PYTHON" -c "from importlib.util import find_spec

@@ -200,4 +200,4 @@ def _check_name(name: str, data_dir: str) -> None:
     if name not in CLASSES:
         raise UserError(f"unknown data set {name!r}: {near(name, CLASSES)}")
     if name == "digits" and data_dir:
-        raise UserError(f"--data_dir {data_dir}: digits come with scikit-learn; leave it out, or say --dataset images")
+        raise UserError(f"--data_dir {data_dir}: digits come with this project; leave it out, or say --dataset images")

@@ -25,7 +25,7 @@ from common.errors import UserError
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 from reproduce.cli import on_gpu
 
-_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "scikit-learn", "visualdl")
+_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "visualdl")
 
 
 class RunLog:

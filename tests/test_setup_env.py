@@ -76,7 +76,7 @@ def make_project(folder):
     return folder
 
 
-NEEDED = ["paddle", "visualdl", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "PIL", "safetensors", "tqdm"]
+NEEDED = ["paddle", "visualdl", "numpy", "pandas", "matplotlib", "scipy", "PIL", "safetensors", "tqdm"]
 NEEDED += ["filelock", "requests", "urllib3"]
 
 

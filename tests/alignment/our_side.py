@@ -35,7 +35,7 @@ GRADIENT_UPDATES = 3  # the backward stage compares the gradients of that many u
 
 @functools.cache
 def images():
-    """CIFAR-100 where it has been unpacked, else scikit-learn's digits: real images in both cases.
+    """CIFAR-100 where it has been unpacked, else the digits: real images in both cases.
 
     Training shows the first 4 classes only, and the fabricated head favours them: so the losses are about 4, where a
     unit of float32 is 5e-7 at most and a threshold of 1e-6 has room for rounding. At 9.2, the loss of a blind guess

@@ -315,7 +315,7 @@ def test_a_quote_in_a_label_is_text_like_any_other(tmp_path):
 
 def test_digits_take_no_folder(tmp_path):
     for call in (load_dataset, dataset_sizes):
-        with pytest.raises(UserError, match=r"digits come with scikit-learn; leave it out, or say --dataset images"):
+        with pytest.raises(UserError, match=r"digits come with this project; leave it out, or say --dataset images"):
             call("digits", str(tmp_path))
 
 

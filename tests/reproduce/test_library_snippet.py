@@ -14,14 +14,14 @@ from reproduce import ROOT
 
 READMES = ("README.md", "README_cn.md")
 
-BEFORE = """
+BEFORE = f"""
+import numpy as np
 import paddle
 from paddle import nn
-from sklearn.datasets import load_digits
 
 paddle.seed(0)
-digits = load_digits()
-samples = [(image[None].astype("float32") / 16, label) for image, label in zip(digits.images, digits.target)]
+table = np.loadtxt({str(ROOT / "data" / "digits.csv.gz")!r}, "float32", delimiter=",")
+samples = [(row[:64].reshape(1, 8, 8) / 16, int(row[64])) for row in table]
 loader = paddle.io.DataLoader(samples[:640], batch_size=64, shuffle=True)
 network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.3), nn.Linear(64, 10))
 optimizer = paddle.optimizer.Adam(3e-3, parameters=network.parameters())
