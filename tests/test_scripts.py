@@ -13,9 +13,9 @@ import pytest
 from reproduce import ROOT
 
 SCRIPTS = ("run_train.sh", "run_eval.sh", "launch.sh", "setup_env.sh")
-# says that paddle can be imported, and else what it was started with
+# says that no package is missing, and else what it was started with
 PYTHON = """
-if [ "$1" = -c ]; then echo imported; exit; fi
+if [ "$1" = -c ]; then echo missing:; exit; fi
 [ -z "$WAITS" ] || { trap 'echo saved; exit 138' USR1; trap 'echo saved; exit 143' TERM; echo ready
                      while true; do sleep 0.05; done; }
 echo "started: $*"; echo "NODE_RANK=$NODE_RANK NNODES=$NNODES MASTER=$MASTER"

@@ -249,7 +249,7 @@ def test_a_venv_of_the_user_is_left_alone(project):
 def chosen_build(project, tmp_path):
     """The build that is chosen, and the name of the package that pip is to install."""
     python = tmp_path / "own"
-    make_command(python, "echo imported")
+    make_command(python, "echo missing:")
     fake = project / "fake/bin"
     fake.mkdir(parents=True)
     make_command(fake / "python", 'cat "$8"')  # python -m pip install --quiet ... -r LIST

@@ -19,9 +19,9 @@ from reproduce import ROOT
 
 @pytest.fixture
 def python(tmp_path):
-    """A stand-in that says that paddle can be imported, as starting the real one takes seconds."""
+    """A stand-in that says that no package is missing, as starting the real one takes seconds."""
     path = tmp_path / "python"
-    path.write_text("#!/bin/sh\necho imported\n")
+    path.write_text("#!/bin/sh\necho missing:\n")
     path.chmod(0o755)
     return path
 
