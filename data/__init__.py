@@ -162,7 +162,7 @@ def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
     found, expected = len(parts["train"].class_names), CLASSES[name]
     if expected not in (None, found):
         raise UserError(
-            f"{parts['train'].source}: has {found} classes, {name} has {expected}; for any other table say "
+            f"{parts['train'].source}: has {found} classes, {name} has {expected}; for other pictures say "
             "--dataset images"
         )
     return parts

@@ -45,5 +45,7 @@ def draw_run(logs: Path, picture: Path) -> Path:
 def _curve(axes, rows: list[dict], tag: str, label: str | None, colour: str, unit: float = 1.0, **style) -> None:
     """Plot the recorded values of `tag`, divided by `unit`, where there are any."""
     points = [(row["step"], row[tag] / unit) for row in rows if tag in row]
+    if len(points) == 1:  # a line through one point shows nothing
+        style.setdefault("marker", ".")
     if points:
         axes.plot(*zip(*points, strict=True), label=label, color=colour, **style)

@@ -4,6 +4,8 @@
     bash run_train.sh digits              a minute or two on 2 cores, test accuracy above 95 %
     bash run_train.sh RECIPE --dry_run    what it would take, without running it
     bash run_train.sh --list              the recipes
+    bash run_train.sh --gpu_check         two minutes that say whether this GPU computes right
+    bash run_train.sh --study NAME        arms x seeds; `--study --help` names the studies
 
 A run writes logs/<run>/ (its evidence), checkpoints/<run>/ (weights) and images/<run>.png (its curves). SIGTERM or
 Ctrl-C saves and stops it; the same command continues a run that was stopped, however it was stopped.

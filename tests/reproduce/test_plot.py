@@ -75,6 +75,14 @@ def test_a_run_of_any_name_can_be_drawn(tmp_path, name):
         assert picture.size == (1560, 480)
 
 
+def test_a_single_record_is_drawn_as_a_dot(tmp_path):
+    """A line through one point shows nothing, as in a run shorter than --log_every."""
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 3, "train/learning_rate": 0.1}))
+    with Image.open(draw_run(tmp_path, tmp_path / "picture.png")) as picture:
+        green = (np.asarray(picture.convert("RGB")) == (0, 158, 115)).all(axis=2)
+    assert green.sum() > 10
+
+
 def test_a_run_without_records_can_be_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}))
     with Image.open(draw_run(tmp_path, tmp_path / "picture.png")) as picture:
