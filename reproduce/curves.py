@@ -10,8 +10,11 @@ BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okab
 SKY, GOLD, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#888888"
 
 
-def draw_run(logs: Path, picture: Path) -> Path:
-    """Draw the records of the run in the folder `logs` into `picture`, a PNG; returns `picture`."""
+def draw_run(logs: Path, picture: Path, tested_on: str = "test") -> Path:
+    """Draw the records of the run in the folder `logs` into `picture`, a PNG; returns `picture`.
+
+    `tested_on`: which images the test accuracy is of, for the legend.
+    """
     rows = read_metrics(logs)
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -26,7 +29,7 @@ def draw_run(logs: Path, picture: Path) -> Path:
     middle.set(title="Accuracy", ylabel="top-1 accuracy, %")
     held_out = "validation (held-out training images)"
     _curve(middle, rows, "validation/accuracy", held_out, BLUE, unit=0.01, marker=".")
-    _curve(middle, rows, "test/accuracy", "test", ORANGE, unit=0.01, marker="o")
+    _curve(middle, rows, "test/accuracy", tested_on, ORANGE, unit=0.01, marker="o")
 
     right.set(title="Learning rate", ylabel="learning rate")
     _curve(right, rows, "train/learning_rate", None, GREEN)

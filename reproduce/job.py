@@ -178,9 +178,9 @@ def finish(job: Job) -> None:
     if not distributed.is_main():
         return
     best, last = job.result.get("best"), job.result["last"]
+    names = {"validation": "the validation images (there are no test images)", "all": "all images (none held out)"}
+    what = names.get(job.result.get("test_is"), "test")
     if best:
-        names = {"validation": "the validation images (there are no test images)", "all": "all images (none held out)"}
-        what = names.get(job.result.get("test_is"), "test")
         say("best", f"step {best['step']:,} (chosen on {best['selected_on']}): {what} {describe(best['test'])}")
         for network in ("first", "second"):
             if f"test_{network}" in best:
@@ -198,7 +198,7 @@ def finish(job: Job) -> None:
 
     picture = job.out / "images" / f"{job.run}.png"
     try:
-        say("curves", str(_shown(curves.draw_run(job.logs, picture))))
+        say("curves", str(_shown(curves.draw_run(job.logs, picture, what))))
     except Exception as error:  # a picture ends no run
         say("note", f"{picture} could not be drawn ({error})")
 

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from making_runs import EVIDENCE, make_arm
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common.errors import UserError
@@ -87,3 +88,11 @@ def test_a_run_without_records_can_be_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}))
     with Image.open(draw_run(tmp_path, tmp_path / "picture.png")) as picture:
         assert picture.size == (1560, 480)
+
+
+def test_the_legend_says_which_images_were_tested(tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: legends.append(figure.axes[1].get_legend()))
+    draw_run(EVIDENCE / "digits", tmp_path / "picture.png", "all images (none held out)")
+    texts = [text.get_text() for text in legends[0].get_texts()]
+    assert texts == ["validation (held-out training images)", "all images (none held out)"]
