@@ -388,12 +388,12 @@ def test_real_updates_of_the_headline_on_the_cpu(tmp_path, cifar100_folder, reci
 
 @pytest.mark.slow
 def test_small_real_cifar100_run(tmp_path, cifar100_folder, vit_ti16_file):
-    short = ("--num_steps", 12, "--warmup_steps", 2, "--eval_every", 0, "--log_every", 3, "--run", "small")
+    short = ("--num_steps", 40, "--warmup_steps", 4, "--eval_every", 0, "--log_every", 4, "--run", "small")
     files = ("--data_dir", cifar100_folder, "--pretrained", vit_ti16_file, "--out", tmp_path)
     done = call("reproduce.train", "cifar100_vit_ti16", *short, *files)
     assert done.returncode == 0, done.stderr
     losses = [row["train/cross_entropy"] for row in records(tmp_path / "logs" / "small")]
-    assert losses[0] == pytest.approx(np.log(100), abs=0.2) and losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(np.log(100), abs=0.2) and losses[-1] < losses[0] - 0.2
 
 
 def test_flags_of_the_cpu_are_not_set_on_a_gpu(monkeypatch):
