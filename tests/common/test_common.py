@@ -99,7 +99,7 @@ EMPTY = b"cnumpy\nndarray\nK\0\x85U\x01b"
         b"\x80\x04\x8e\0\0\0\0\x10\0\0\0x.",  # bytes of a length of 64 GB
         b"\x80\x04\x95\0\0\0\0\x10\0\0\0x.",  # a frame of that length
     ],
-)  # fmt: skip
+)
 def test_claims_of_size_take_no_memory(content):
     tracemalloc.start()
     try:

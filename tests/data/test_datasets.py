@@ -81,8 +81,10 @@ def fake_cifar10(folder, broken=False, dump=python2_pickle):
 
 def test_pickles_of_python_2_are_read_as_those_of_python_3(tmp_path):
     """As the official archives were written; those in data/downloads may have been packed anew."""
-    folders = [fake_cifar10(tmp_path / name / "cifar-10-batches-py", dump=dump)
-               for name, dump in (("2", python2_pickle), ("3", pickle.dumps))]  # fmt: skip
+    folders = [
+        fake_cifar10(tmp_path / name / "cifar-10-batches-py", dump=dump)
+        for name, dump in (("2", python2_pickle), ("3", pickle.dumps))
+    ]
     raw = (folders[0] / "data_batch_1").read_bytes()
     plain = pickle.loads(raw, encoding="bytes")  # the standard library agrees on what that is
     assert raw != (folders[1] / "data_batch_1").read_bytes() and plain[b"data"].shape == (20, 3072)

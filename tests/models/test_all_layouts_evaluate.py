@@ -91,9 +91,16 @@ def test_a_bad_file_ends_the_command_with_one_line(command, tmp_path):
 
 @pytest.mark.parametrize(
     "recipe",
-    [{"dataset": 5}, {"dataset": "none"}, {"dataset": ["digits"]}, {"eval_batch_size": 0}, {"split_seed": "x"},
-     {"train_per_class": -1}, {"validation_per_class": True}],
-)  # fmt: skip
+    [
+        {"dataset": 5},
+        {"dataset": "none"},
+        {"dataset": ["digits"]},
+        {"eval_batch_size": 0},
+        {"split_seed": "x"},
+        {"train_per_class": -1},
+        {"validation_per_class": True},
+    ],
+)
 def test_odd_recipes_in_the_metadata_are_errors(recipe, tmp_path):
     config = model_config("ViT-digits", 10, 8)
     (tmp_path / "w").write_bytes(pickle.dumps({**random_state(config), METADATA: json.dumps({"recipe": recipe})}))

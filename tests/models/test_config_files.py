@@ -54,17 +54,25 @@ def test_the_side_before_the_crop():
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"hidden_act": "relu", "num_attention_heads": 4, "layer_norm_eps": 1e-12, "hidden_size": 64},
-         {"activation": "relu", "heads": 4, "layer_norm_epsilon": 1e-12}),
+        (
+            {"hidden_act": "relu", "num_attention_heads": 4, "layer_norm_eps": 1e-12, "hidden_size": 64},
+            {"activation": "relu", "heads": 4, "layer_norm_epsilon": 1e-12},
+        ),
         ({"id2label": {"1": "dog", "0": "cat"}}, {"class_names": ["cat", "dog"]}),
         ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, {}),  # what Hugging Face writes when nobody named them
         ({"model_type": "vit"}, {}),
         ({"num_features": 64, "global_pool": "avg", "pretrained_cfg": TIMM}, {"pooling": "avg"}),
-        ({"global_pool": "token", "pretrained_cfg": TIMM, "label_names": ["cat", "dog"],
-          "model_args": {"global_pool": "avg", "fc_norm": False, "act_layer": "quick_gelu", "num_heads": 2}},
-         {"pooling": "avg", "activation": "quick_gelu", "heads": 2, "class_names": ["cat", "dog"]}),
+        (
+            {
+                "global_pool": "token",
+                "pretrained_cfg": TIMM,
+                "label_names": ["cat", "dog"],
+                "model_args": {"global_pool": "avg", "fc_norm": False, "act_layer": "quick_gelu", "num_heads": 2},
+            },
+            {"pooling": "avg", "activation": "quick_gelu", "heads": 2, "class_names": ["cat", "dog"]},
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_network_is(config, expected, tmp_path):
     put(tmp_path, config=config)
     found = read_configs(tmp_path, 64, {})

@@ -720,15 +720,32 @@ def test_odd_shapes_are_errors(change, reason, tmp_path):
 @pytest.mark.parametrize(
     "metadata",
     [
-        "[]", "5", "{", "[" * 100_000, '{"recipe": 5}', '{"network": 5}', '{"network": {"heads": "x"}}',
-        '{"network": {"heads": true}}', '{"network": {"heads": 0}}', '{"network": {"heads": -4}}',
-        '{"network": {"heads": 1.5}}', '{"network": {"heads": 7}}', '{"network": {"depth": null}}',
-        '{"network": {"layer_norm_epsilon": NaN}}', '{"network": {"layer_norm_epsilon": -1}}',
-        '{"network": {"dropout": 1}}', '{"network": {"qkv_bias": 1}}', '{"network": {"made_up": 1}}',
-        '{"recipe": {"scale": []}}', '{"recipe": {"scale": {}}}', '{"recipe": {"scale": "0..255"}}', '{"recipe": []}',
-        '{"network": {"dropout": 1e999}}', '{"network": {"heads": %s}}' % ("9" * 5000),
+        "[]",
+        "5",
+        "{",
+        "[" * 100_000,
+        '{"recipe": 5}',
+        '{"network": 5}',
+        '{"network": {"heads": "x"}}',
+        '{"network": {"heads": true}}',
+        '{"network": {"heads": 0}}',
+        '{"network": {"heads": -4}}',
+        '{"network": {"heads": 1.5}}',
+        '{"network": {"heads": 7}}',
+        '{"network": {"depth": null}}',
+        '{"network": {"layer_norm_epsilon": NaN}}',
+        '{"network": {"layer_norm_epsilon": -1}}',
+        '{"network": {"dropout": 1}}',
+        '{"network": {"qkv_bias": 1}}',
+        '{"network": {"made_up": 1}}',
+        '{"recipe": {"scale": []}}',
+        '{"recipe": {"scale": {}}}',
+        '{"recipe": {"scale": "0..255"}}',
+        '{"recipe": []}',
+        '{"network": {"dropout": 1e999}}',
+        '{"network": {"heads": %s}}' % ("9" * 5000),
     ],
-)  # fmt: skip
+)
 def test_odd_metadata_is_an_error(metadata, tmp_path):
     (tmp_path / "w").write_bytes(pickle.dumps({**random_state(DIGITS), METADATA: metadata}))
     with pytest.raises(UserError, match=f"^{tmp_path / 'w'}: .*(describe a run|heads|epsilon|dropout)") as caught:

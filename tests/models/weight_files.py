@@ -58,23 +58,45 @@ def _renamed(state, pairs) -> dict:
 
 def official(state) -> dict:
     embeddings = "transformer.embeddings."
-    return turned(_renamed(state, [
-        ("cls_token", f"{embeddings}cls_token"), ("pos_embed", f"{embeddings}position_embeddings"),
-        ("patch_embed.proj", f"{embeddings}patch_embeddings"), ("norm.", "transformer.encoder.encoder_norm."),
-        (".norm1.", ".attention_norm."), (".norm2.", ".ffn_norm."), (".attn.proj.", ".attn.out."),
-        (".mlp.", ".ffn."), ("blocks.", "transformer.encoder.layer."),
-    ]))  # fmt: skip
+    return turned(
+        _renamed(
+            state,
+            [
+                ("cls_token", f"{embeddings}cls_token"),
+                ("pos_embed", f"{embeddings}position_embeddings"),
+                ("patch_embed.proj", f"{embeddings}patch_embeddings"),
+                ("norm.", "transformer.encoder.encoder_norm."),
+                (".norm1.", ".attention_norm."),
+                (".norm2.", ".ffn_norm."),
+                (".attn.proj.", ".attn.out."),
+                (".mlp.", ".ffn."),
+                ("blocks.", "transformer.encoder.layer."),
+            ],
+        )
+    )
 
 
 def hugging_face(state) -> dict:
     embeddings = "vit.embeddings."
-    return turned(_renamed(state, [
-        ("cls_token", f"{embeddings}cls_token"), ("pos_embed", f"{embeddings}position_embeddings"),
-        ("patch_embed.proj", f"{embeddings}patch_embeddings.projection"), ("norm.", "vit.layernorm."),
-        (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."), ("head.", "classifier."),
-        (".attn.proj.", ".attention.output.dense."), (".attn.", ".attention.attention."),
-        (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."), ("blocks.", "vit.encoder.layer."),
-    ]))  # fmt: skip
+    return turned(
+        _renamed(
+            state,
+            [
+                ("cls_token", f"{embeddings}cls_token"),
+                ("pos_embed", f"{embeddings}position_embeddings"),
+                ("patch_embed.proj", f"{embeddings}patch_embeddings.projection"),
+                ("norm.", "vit.layernorm."),
+                (".norm1.", ".layernorm_before."),
+                (".norm2.", ".layernorm_after."),
+                ("head.", "classifier."),
+                (".attn.proj.", ".attention.output.dense."),
+                (".attn.", ".attention.attention."),
+                (".mlp.fc1.", ".intermediate.dense."),
+                (".mlp.fc2.", ".output.dense."),
+                ("blocks.", "vit.encoder.layer."),
+            ],
+        )
+    )
 
 
 def google(state, config) -> dict:

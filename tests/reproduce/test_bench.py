@@ -70,8 +70,10 @@ def test_figures_are_those_of_the_single_measurements(record):
 
 
 def test_seconds_are_those_of_one_step():
-    answers, beside = ([{"seconds": value, "memory_peak_bytes": 1, "settings": {}} for value in pair]
-                       for pair in ((4.0, 6.0), (2.0, 3.0)))  # fmt: skip
+    answers, beside = (
+        [{"seconds": value, "memory_peak_bytes": 1, "settings": {}} for value in pair]
+        for pair in ((4.0, 6.0), (2.0, 3.0))
+    )
     found = bench.summary(step_part("tiny", **TINY), answers, beside)
     assert (found["seconds"], found["ours_seconds"]) == ([2.0, 3.0], [1.0, 1.5])
     assert found["images_per_second"] == 4 / 2.5
@@ -120,8 +122,12 @@ def test_another_clone_is_measured_by_its_own_code(tmp_path, light):
 
 @pytest.mark.slow
 def test_every_side_of_every_part_runs_and_a_few_repetitions_write_nothing(monkeypatch, tmp_path, capsys):
-    parts = [step_part("step_b16", **TINY), input_part(16, 4, 1), bench.evaluation_part("ViT-Ti_16", 16, 6, 4),
-             bench.start_part()]  # fmt: skip
+    parts = [
+        step_part("step_b16", **TINY),
+        input_part(16, 4, 1),
+        bench.evaluation_part("ViT-Ti_16", 16, 6, 4),
+        bench.start_part(),
+    ]
     monkeypatch.setattr(bench, "PARTS", {part.name: lambda part=part: part for part in parts})
     monkeypatch.setattr(bench, "FOLDER", tmp_path / "bench")
     bench.main(["--repeat", "5"])

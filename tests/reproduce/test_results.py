@@ -212,8 +212,12 @@ def test_a_tampered_record_cannot_put_a_program_into_a_command(tmp_path, words):
 
 
 def test_the_chosen_rate_has_the_highest_accuracy_and_of_equal_ones_the_lowest_nll(tmp_path):
-    rates = {"tuning/102_two_views_rate_0.01": (0.5, 2.0), "tuning/102_two_views_rate_0.02": (0.5, 1.0),
-             "tuning/102_two_views_rate_0.05": (0.4, 0.1), "tuning/102_rdrop_3_rate_0.02": (0.9, 0.1)}  # fmt: skip
+    rates = {
+        "tuning/102_two_views_rate_0.01": (0.5, 2.0),
+        "tuning/102_two_views_rate_0.02": (0.5, 1.0),
+        "tuning/102_two_views_rate_0.05": (0.4, 0.1),
+        "tuning/102_rdrop_3_rate_0.02": (0.9, 0.1),
+    }
     for name, (accuracy, nll) in rates.items():
         folder = make_run(tmp_path, name, learning_rate=float(name.split("_")[-1]))
         row = {"step": 1, "validation/accuracy": accuracy, "validation/nll": nll}
