@@ -51,11 +51,11 @@ def read_tables(data_dir, downloads) -> dict[str, Table]:
     "validation" and "test". Where only one of the last two is there it is the test set.
     Raises UserError: none found, rows without a label, a picture with two, missing files, fewer than two classes.
     """
-    place = Path(data_dir)
+    place, unpacked = Path(data_dir), None
     if not place.exists():
         raise UserError(f"{place}: no such file or folder; --data_dir takes {EXPECTED}")
     if place.suffix.lower() == ".zip" and not place.is_dir():
-        place = extract_zip(place, downloads)
+        place = unpacked = extract_zip(place, downloads)
     if place.is_dir():
         place = _entered(place)
         table = _main_csv(place)
@@ -65,7 +65,7 @@ def read_tables(data_dir, downloads) -> dict[str, Table]:
         if place.suffix.lower() != ".csv":
             raise UserError(f"{place}: neither a folder nor a .csv or .zip file; --data_dir takes {EXPECTED}")
     if table:
-        return {"train": _read_csv_table(table)}
+        return {"train": _read_csv_table(table, unpacked)}
     if split_folders(place):
         return read_split_folders(place)
     return {"train": _read_class_folders(place)}
@@ -236,8 +236,11 @@ def _checked_text(text: str, where) -> str:
 # ---- a CSV
 
 
-def _read_csv_table(path: Path) -> Table:
+def _read_csv_table(path: Path, within: Path | None) -> Table:
+    """The table of a CSV; `within`: the zip that it came in, unpacked, which its pictures must not lead out of."""
     rows, notes = read_csv(path)
+    if within and (leaving := next((name for name in rows if name.startswith(("/", "../"))), None)):
+        raise UserError(f"{path}: image {leaving} leads out of {within}; only its own pictures are read")
     folder, places = picture_folder(path, list(rows))
     inside = f" in {folder.name}/" if folder != path.parent else ""
     table = _table(path, [(name, label, places[name]) for name, label in rows.items()], inside)

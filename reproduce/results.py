@@ -103,6 +103,9 @@ def _row(path: Path, logs: Path) -> dict | None:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]
         best, last = result["best"]["test"], result["last"]["test"]
+        for found in (best, last):
+            if not math.isclose(found["accuracy"], found["correct"] / found["total"]):
+                raise ValueError("its accuracy is not correct / total")
         return {
             "name": path.parent.relative_to(logs).as_posix(),
             "path": path.parent,
@@ -237,7 +240,8 @@ def tuning(logs: Path = LOGS) -> pd.DataFrame:
     table = table[parts[2].notna()]
     for index, path in table["path"].items():
         last = {tag: value for row in read_metrics(path) for tag, value in row.items()}
-        table.loc[index, ["accuracy", "nll"]] = last["validation/accuracy"], last["validation/nll"]
+        table.loc[index, ["accuracy", "nll"]] = last.get("validation/accuracy"), last.get("validation/nll")
+    table = table.dropna(subset="accuracy")  # a run that held no image out has chosen no rate
     ranked = table.sort_values(["accuracy", "nll"], ascending=[False, True]).groupby(["study", "arm"])
     several = table.groupby(["study", "arm"])["rate"].transform("size") > 1
     table["chosen"] = table.index.isin(ranked.head(1).index) & several

@@ -500,6 +500,14 @@ def test_options_that_contradict_the_data(tmp_path):
         load(folder, validation_share=0.4, train_per_class=7)
 
 
+@pytest.mark.parametrize("name", ["../../../elsewhere.png", "img/../../elsewhere.png", "/elsewhere.png"])
+def test_a_table_in_a_zip_reads_no_pictures_from_elsewhere(tmp_path, downloads, name):
+    folder = make_table(tmp_path / "t")
+    write_csv(folder, ["red00.png,1", f"{name},2"])
+    with pytest.raises(UserError, match=r"image .*elsewhere\.png leads out of .*downloads"):
+        load(pack(folder, tmp_path / "a.zip"))
+
+
 def test_training_can_use_the_pictures_on_the_device(photos):
     found = load_dataset("growth_stages", str(photos), validation_share=0.1)
     how = Augmentation(min_area=1.0)

@@ -222,7 +222,10 @@ def test_the_chosen_rate_has_the_highest_accuracy_and_of_equal_ones_the_lowest_n
         folder = make_run(tmp_path, name, learning_rate=float(name.split("_")[-1]))
         row = {"step": 1, "validation/accuracy": accuracy, "validation/nll": nll}
         (folder / "metrics.jsonl").write_text(json.dumps(row))
+    untested = make_run(tmp_path, "tuning/102_two_views_rate_0.03")  # chose on the test set: it has tuned nothing
+    (untested / "metrics.jsonl").write_text(json.dumps({"step": 1, "test/accuracy": 0.99}))
     found = results.tuning(tmp_path).set_index("name")
+    assert set(found.index) == set(rates)
     assert set(found["study"]) == {"cifar100_102"} and set(found["arm"]) == {"two_views", "rdrop_3"}
     assert list(found.index[found["chosen"]]) == ["tuning/102_two_views_rate_0.02"]  # one rate is no choice
 
@@ -375,6 +378,8 @@ def test_a_last_record_cut_short_by_a_kill_is_left_out(tmp_path):
         lambda header: header["machine"].update(settings=[]),
         lambda header: header.update(seconds="long"),
         lambda header: header["result"]["best"]["test"].update(nll=None),
+        lambda header: header["result"]["best"]["test"].update(total=0, correct=0),
+        lambda header: header["result"]["best"]["test"].update(accuracy=0.5),
         lambda header: header["result"]["best"]["test"].update(correct=float("inf")),
         lambda header: header["result"].update(last=None),
     ],
