@@ -159,7 +159,7 @@ _TI16 = Recipe(
 
 _DIGITS = Recipe(
     "digits",
-    "a small ViT + R-Drop from scratch on 1,797 handwritten digits, a minute on 2 cores",
+    "a small ViT + R-Drop from scratch on 1,797 handwritten digits, one to three minutes on 2 cores",
     dataset="digits",
     validation_per_class=20,
     image_size=8,

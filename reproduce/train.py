@@ -1,7 +1,7 @@
 """Train a recipe: the whole experiment, top to bottom.
 
     bash run_train.sh                     the headline where a GPU is present, `digits` where none is
-    bash run_train.sh digits              a minute or two on 2 cores, test accuracy above 95 %
+    bash run_train.sh digits              one to three minutes on 2 cores, test accuracy above 95 %
     bash run_train.sh RECIPE --dry_run    what it would take, without running it
     bash run_train.sh --list              the recipes
     bash run_train.sh --gpu_check         two minutes that say whether this GPU computes right
