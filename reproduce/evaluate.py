@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.pixels import SCALES
 from data import CLASSES, FROM_FILES, load_dataset
 from data.prepared import preparation, resize_option
+from models.fast_cpu import speed_up
 from models.resnet import CNNConfig
 from models.two_networks import TwoNetworksConfig
 from models.vit import ACTIVATIONS, POOLINGS
@@ -254,7 +255,7 @@ def main(argv=None) -> None:
     batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once, each {prepared}")
     found = evaluate_parts(
-        model, split, config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
+        speed_up(model), split, config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
     )
     metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
     for name, values in metrics.items():

@@ -22,6 +22,7 @@ from data import CLASSES, dataset_files, load_dataset
 from data.folders import SUFFIXES
 from data.prepared import Preparation, preparation
 from data.tables import is_picture, visible
+from models.fast_cpu import speed_up
 from models.weights import Weights, assumptions, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import add_weight_options, chosen_of
@@ -173,6 +174,7 @@ def main(argv=None) -> None:
         paths, problems = find_pictures(options.images)
         say("device", f"{device}, fp32")
         say("images", f"{len(paths):,}, each {prepare}")
+    speed_up(model)
     failed = len(problems)
     for problem in problems:
         _complain(problem)

@@ -100,9 +100,7 @@ def build_network(recipe: Recipe, num_classes: int, fused: bool):
         model.fuse_attention()
     for line in load_pretrained(model, recipe.pretrained, recipe.second_pretrained):
         say("weights", line)
-    if not on_gpu():
-        speed_up(model)
-    return model
+    return speed_up(model)
 
 
 def updates(recipe: Recipe, model, optimizer, scaler, images, first: int):
