@@ -1,11 +1,11 @@
 """The layers of a ViT without the kernels of Paddle that are slow on a CPU: `speed_up(model)` before it runs there.
 
 The results are those of Paddle's own layers up to rounding, but for dropout's random numbers, which come from another
-generator of the same distribution. In evaluation no bit differs, on the processors tried.
+generator of the same distribution. In evaluation they are the same to the bit.
 
-What is slow in Paddle 3.3 on a CPU: sums over rows (gradients of biases and of LayerNorm), biases, dropout's random
-numbers, the gradient of GELU, each several times slower than NumPy on one core; and convolution by patches, twice as
-slow as a product. `python -m reproduce.bench` measures whole steps and evaluations.
+What is slow in Paddle 3.3 on a CPU: biases, sums over rows (gradients of biases and of LayerNorm), dropout's random
+numbers, the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures
+whole steps and evaluations.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 from paddle.nn import functional as F
 
-from models.vit import Attention, Mlp, PatchEmbed, ViT
+from models.vit import Mlp, ViT
 
 _PIECE = 2**15  # numbers computed at once by NumPy: they and their intermediate results stay in a core's cache
 _LEVELS = 2**16  # a dropout mask compares 16 random bits with the rate
@@ -67,43 +67,15 @@ class FastMlp(Mlp):
     def hidden(self, x):
         """dropout1(GELU(fc1(x))): (..., D) -> (..., mlp_width). Hooks of these two layers are called."""
         fc1, dropout = self.fc1, self.dropout1
-        if _has_hooks(fc1) or _has_hooks(dropout) or not fc1.training or self.activation is not F.gelu:
+        watched = any(layer._forward_pre_hooks or layer._forward_post_hooks for layer in (fc1, dropout))
+        if watched or not fc1.training or self.activation is not F.gelu:
             return dropout(self.activation(fc1(x)))
         if type(dropout) is not FastDropout:  # something that was put in its place
             return dropout(_Hidden.apply(x, fc1.weight, fc1.bias, 0))
         return _Hidden.apply(x, fc1.weight, fc1.bias, _dropped(dropout.p) if dropout.training else 0)
 
 
-class FastAttention(Attention):
-    """models.vit.Attention, whose weights are not kept for the backward pass but computed again."""
-
-    def attention(self, q, k, v):
-        dropout = self.weights_dropout
-        if type(dropout) is not FastDropout or dropout.p > 0 or _has_hooks(dropout):
-            return super().attention(q, k, v)
-        q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q * self.head_dim**-0.5, k, v))
-        return _Attention.apply(q, k, v).transpose([0, 2, 1, 3])
-
-
-class FastPatchEmbed(PatchEmbed):
-    """models.vit.PatchEmbed, as a matrix product where no gradient is needed."""
-
-    def forward(self, x):
-        if paddle.is_grad_enabled() or _has_hooks(self.proj):  # the sums of its gradient are rounded otherwise
-            return super().forward(x)
-        patch, grid = self.proj._kernel_size[0], x.shape[-1] // self.proj._kernel_size[0]
-        patches = x.reshape([0, 3, grid, patch, grid, patch]).transpose([0, 2, 4, 1, 3, 5])
-        weight = self.proj.weight.flatten(1)
-        return paddle.matmul(patches.reshape([0, grid * grid, -1]), weight, transpose_y=True) + self.proj.bias
-
-
-def _has_hooks(layer) -> bool:
-    """Whether somebody wants to see what goes through the layer."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
-
-
-_FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout}
-_FAST |= {Mlp: FastMlp, Attention: FastAttention, PatchEmbed: FastPatchEmbed}
+_FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout, Mlp: FastMlp}
 
 
 class _Linear(PyLayer):
@@ -123,13 +95,8 @@ class _Linear(PyLayer):
 
 
 def _needed(*tensors) -> list[bool]:
-    """Which have a gradient."""
+    """Which have a gradient; Paddle wants None for the others (frozen weights)."""
     return [not tensor.stop_gradient for tensor in tensors]
-
-
-def _only(needed: list[bool], gradients) -> tuple:
-    """None for those that are not needed (frozen weights), as Paddle wants it."""
-    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True))
 
 
 def _linear_gradients(x, weight, dy, needed):
@@ -141,32 +108,6 @@ def _linear_gradients(x, weight, dy, needed):
         lambda: paddle.matmul(paddle.ones([1, len(rows)], dy.dtype), dy_rows).flatten(),
     )
     return tuple(gradient() if wanted else None for gradient, wanted in zip(compute, needed, strict=True))
-
-
-class _Attention(PyLayer):
-    @staticmethod
-    def forward(ctx, q, k, v):
-        ctx.save_for_backward(q, k, v)
-        ctx.needed = _needed(q, k, v)
-        return paddle.matmul(_attention_weights(q, k), v)
-
-    @staticmethod
-    def backward(ctx, dy):
-        q, k, v = ctx.saved_tensor()
-        weights = _attention_weights(q, k)
-        dweights = paddle.matmul(dy, v, transpose_y=True)
-        dscores = paddle._C_ops.softmax_grad(weights, dweights, -1)
-        gradients = (
-            paddle.matmul(dscores, k),
-            paddle.matmul(dscores, q, transpose_x=True),
-            paddle.matmul(weights, dy, transpose_x=True),
-        )
-        return _only(ctx.needed, gradients)
-
-
-def _attention_weights(q, k):
-    """softmax(q k^T): (B, heads, t, head_dim), (B, heads, T, head_dim) -> (B, heads, t, T)."""
-    return F.softmax_(paddle.matmul(q, k, transpose_y=True), axis=-1)
 
 
 class _LayerNorm(PyLayer):
@@ -195,7 +136,8 @@ class _LayerNorm(PyLayer):
             c *= (np.einsum("ij,ij->i", result, c) * r * r / width)[:, None]
             c += (np.einsum("ij->i", result) / width)[:, None]
             result -= c
-        return _only(ctx.needed, (dx, paddle.to_tensor(dweight), paddle.to_tensor(dbias)))
+        gradients = dx, paddle.to_tensor(dweight), paddle.to_tensor(dbias)
+        return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, ctx.needed, strict=True))
 
 
 class _Hidden(PyLayer):

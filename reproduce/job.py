@@ -142,6 +142,8 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
         say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
         if need > gpu.gib:
             say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
+    elif elsewhere:
+        say("memory", f"about {need:.2g} GiB a process (estimate: weights, gradients, optimizer, activations)")
     if gpu is not None or elsewhere or planned.flops > _LARGE_FLOPS:
         say("time", plan.time_needed(planned.flops / (1 if gpu is None else planned.processes), recipe.precision, gpu))
     return planned

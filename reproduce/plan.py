@@ -279,9 +279,4 @@ def describe(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
         ("samples", f"{plan.train_images:,} training images ({recipe.dataset}), {plan.epochs:.1f} epochs"),
         ("step", f"{step} of up to {at_once} on each of {plan.processes} process(es)"),
         ("work", f"{work}, {plan.flops_evaluation:.3e} in evaluation (matrix products)"),
-        (
-            "memory",
-            f"about {plan.memory_bytes / 2**30:.2g} GiB a process in {recipe.precision} (estimate: weights, gradients, "
-            "optimizer, activations of one micro-batch)",
-        ),
     ]

@@ -159,27 +159,7 @@ def test_evaluation_gives_the_logits_of_the_plain_network():
     with paddle.no_grad():
         without_gradients = model(images).numpy()
     for found in (without_gradients, model(images).numpy()):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-
-
-def test_hooks_of_the_attention_weights_and_of_the_patches_are_called():
-    model, seen = speed_up(random_model(dropout=0.0)), []
-    for layer in (model.blocks[0].attn.weights_dropout, model.patch_embed.proj):
-        layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output.shape))
-    with paddle.no_grad():
-        model(numbers(2, 3, 8, 8))
-    assert seen == [[2, 64, 4, 4], [2, 4, 17, 17]]
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.5])
-def test_attention_keeps_its_weights_only_for_a_dropout_of_its_own(rate, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        fast_cpu, "_attention_weights", lambda q, k, real=fast_cpu._attention_weights: calls.append(1) or real(q, k)
-    )
-    model = speed_up(random_model(attention_dropout=rate))
-    model(numbers(2, 3, 8, 8)).sum().backward()
-    assert len(calls) == (0 if rate else 2 * len(model.blocks))  # in the forward and in the backward pass
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_both_of_two_networks_become_fast_and_convolutional_ones_stay():
