@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests. Start it from the project root: relative paths are taken from there.
 #
-#     bash run_tests.sh                     ruff (lint and format), then all tests but the slow ones
+#     bash run_tests.sh                     ruff (lint and format), then all tests but the slow ones, two files at a time
 #     bash run_tests.sh tests/test_x.py     pytest alone, with these options
 #     bash run_tests.sh -m slow             the slow tests
 #     bash run_tests.sh --help              pytest's options
@@ -15,5 +15,6 @@ if (($# == 0)); then
   echo "run_tests: ruff check, ruff format --check, then pytest"
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
+  set -- --numprocesses 2 --dist loadfile # the tests of a file share what they have prepared
 fi
 exec "$PYTHON" -m pytest "$@"
