@@ -115,6 +115,7 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
                 node, of = int(said["node"]), int(said["nodes"])
                 if of != nodes or not 0 < node < nodes:
                     print(f"launch:     not of this run: NNODES={of}, NODE_RANK={node}", flush=True)
+                    _send(connection, {"refused": f"the first node has NNODES={nodes}, and others from 1 to {nodes - 1}"})
                     continue
                 processes[node] = int(said["processes"])
                 connections[node] = connection  # in the place of an earlier one, if it was started again
@@ -142,6 +143,8 @@ def _call(node: int, nodes: int, address: str, port: int, local: int) -> Layout:
         except (OSError, ValueError):  # the first one is not there yet, or was started again
             first = None
             time.sleep(1)
+    if "refused" in answer:
+        raise UserError(f"NNODES={nodes}, NODE_RANK={node}: {answer['refused']}; start every node with the same NNODES")
     return Layout(node, answer["processes"], address, answer["port"], [first])
 
 
