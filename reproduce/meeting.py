@@ -115,7 +115,7 @@ def _receive(nodes: int, address: str, port: int, local: int) -> Layout:
                 node, of = int(said["node"]), int(said["nodes"])
                 if of != nodes or not 0 < node < nodes:
                     print(f"launch:     not of this run: NNODES={of}, NODE_RANK={node}", flush=True)
-                    _send(connection, {"refused": f"the first node has NNODES={nodes}, and others from 1 to {nodes - 1}"})
+                    _send(connection, {"refused": f"the first node waits for 1 to {nodes - 1} of NNODES={nodes}"})
                     continue
                 processes[node] = int(said["processes"])
                 connections[node] = connection  # in the place of an earlier one, if it was started again
