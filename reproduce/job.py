@@ -144,8 +144,10 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
             say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
     elif elsewhere:
         say("memory", f"about {need:.2g} GiB a process (estimate: weights, gradients, optimizer, activations)")
-    if gpu is not None or elsewhere or planned.flops > _LARGE_FLOPS:
-        say("time", plan.time_needed(planned.flops / (1 if gpu is None else planned.processes), recipe.precision, gpu))
+    work = [planned.flops_training, planned.flops_evaluation]
+    if gpu is not None or elsewhere or sum(work) > _LARGE_FLOPS:
+        shared = 1 if gpu is None else planned.processes
+        say("time", plan.time_needed(*(flops / shared for flops in work), recipe.precision, gpu))
     return planned
 
 

@@ -60,6 +60,11 @@ def clip(gradients: list, norm: float, max_norm: float) -> None:
             gradient.scale_(max_norm / (norm + 1e-6))
 
 
+def loss_scaler(recipe):
+    """What keeps the gradients of fp16 from underflow; None for bf16, which has the range of fp32, and for fp32."""
+    return paddle.amp.GradScaler() if recipe.precision == "fp16" else None
+
+
 def apply_gradients(optimizer, scaler) -> None:
     """Update the weights and clear the gradients. `scaler`, of fp16, leaves out an update that has overflowed."""
     if scaler is None:

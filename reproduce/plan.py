@@ -97,11 +97,6 @@ class Plan:
     flops_evaluation: int
     memory_bytes: int  # of one process
 
-    @property
-    def flops(self) -> int:
-        """Of the whole run."""
-        return self.flops_training + self.flops_evaluation
-
 
 def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
     """The recipe with `num_epochs` turned into updates; a batch crosses the border of two epochs."""
@@ -225,15 +220,17 @@ def evaluated_images(recipe: Recipe, sizes: Sizes) -> int:
     return networks * (validations * sizes.validation + tests * sizes.test)
 
 
-def time_needed(flops: float, precision: str, gpu: Gpu | None) -> str:
-    """How long so many operations take on this GPU, or on this CPU (None), a sentence."""
+def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None) -> str:
+    """How long so many operations take on this GPU, or on this CPU (None), a sentence. Evaluation is in fp32."""
     if gpu is None:
         speed = measured_flops_per_second()
-        return f"at least {duration(flops / speed)} on this CPU (matrix products at {speed / 1e9:.0f} GFLOP/s)"
+        seconds = (training + evaluation) / speed
+        return f"at least {duration(seconds)} on this CPU (matrix products at {speed / 1e9:.0f} GFLOP/s)"
     peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
     if not peak:
         return f"not known for {gpu.name}; after 20 updates the run says how long it takes"
-    low, high = (duration(flops / (peak * 1e12 * share)) for share in _SHARES_OF_PEAK)
+    seconds = (training / peak + evaluation / gpu.peak_32) / 1e12
+    low, high = (duration(seconds / share) for share in _SHARES_OF_PEAK)
     return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
 
 

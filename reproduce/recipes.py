@@ -130,7 +130,7 @@ _TINY = {"model": "ViT-Ti_16", "pretrained": "checkpoints/pretrained/vit_tiny_pa
 _FAST = _changed(
     _HEADLINE,
     "cifar100_vit_b16_fast",
-    "an afternoon on one GPU: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
+    "half an hour on an A100 by the estimate: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
     image_size=224,
     kl_sum_over=1,
     num_steps=7660,  # 10 epochs of 49,000 images

@@ -139,6 +139,21 @@ def first(logs: Logs) -> pd.DataFrame:
     return table.assign(ours=table["ours"].replace("-", "not run yet"))
 
 
+def answer(logs: Logs) -> pd.DataFrame:
+    """A column a study: top-1 of two views without KL, and of each other arm its difference to that."""
+    minus, columns = logs.minus("two_views"), {}
+    for study, own in logs.arms.groupby(level="study", sort=False):
+        measure, seeds = STUDIES[study].measure("accuracy"), sorted({own["n"].min(), own["n"].max()})
+        cells = {}
+        for arm, row in own.droplevel("study").iterrows():
+            cells[ARMS[arm]] = plus_minus(minus.loc[study, arm], measure, 2, 100, "+")
+            if arm == "two_views":
+                cells[ARMS[arm]] = plus_minus(row, measure, 2, 100)
+        columns[f"{STUDIES[study].title} (n = {', '.join(map(str, seeds))})"] = cells
+    table = pd.DataFrame(columns).reindex(dict.fromkeys(ARMS.values())).dropna(how="all").fillna("-")
+    return table.rename_axis("top-1, %").reset_index()
+
+
 def kl(logs: Logs) -> pd.DataFrame:
     minus = logs.minus("two_views")
     return pd.DataFrame(
@@ -255,7 +270,7 @@ def speed(logs: Logs) -> pd.DataFrame:
                     "who": names[name],
                     "seconds": median_and_range(found[name]),
                     "time, ours = 1": median_and_range(found[name]["ratio_to_ours"]),
-                    "images/s": f"{rate:,.3g}" if rate else "-",
+                    "images/s": f"{rate:,.{0 if rate > 100 else 2}f}" if rate else "-",
                     "peak GB": f"{found[name]['memory_peak_bytes'] / 1e9:.2f}",
                     "n": found[name]["n"],
                 }
@@ -275,7 +290,7 @@ def arms_commands(logs: Logs) -> pd.DataFrame:
 
 TABLES = {
     table.__name__: table
-    for table in (first, kl, arms, differences, seeds, tuning, claims, literature, speed, arms_commands)
+    for table in (first, answer, kl, arms, differences, seeds, tuning, claims, literature, speed, arms_commands)
 }
 TABLES["audit"] = audited
 

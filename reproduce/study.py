@@ -174,15 +174,20 @@ def _checked(options, more: list[str]) -> Study:
 
 def _estimate(todo: list[StudyRun]) -> str:
     """How long the matrix products of these runs take: on the GPU here, on a named one, or on this CPU."""
-    work, gpu = 0, plan.gpu_here() if has_gpu() else None
+    training, evaluation, gpu = 0, 0, plan.gpu_here() if has_gpu() else None
     for run in todo:
         sizes = dataset_sizes(run.recipe.dataset, run.recipe.data_dir, **run.recipe.split())
         config = run.recipe.network(sizes.classes)
         recipe = plan.resolve(plan.with_epochs(run.recipe, sizes), config, gpu, 1)
-        work += plan.make_plan(recipe, config, sizes).flops
-    if gpu is None and work > _FOR_A_CPU:
-        gpu = plan.gpu_named("A100 40GB")
-    return plan.time_needed(work, "fp32" if gpu is None else "bf16", gpu)
+        made = plan.make_plan(recipe, config, sizes)
+        training, evaluation, precision = (
+            training + made.flops_training,
+            evaluation + made.flops_evaluation,
+            recipe.precision,
+        )
+    if gpu is None and training > _FOR_A_CPU:
+        gpu, precision = plan.gpu_named("A100 40GB"), "bf16"
+    return plan.time_needed(training, evaluation, precision, gpu)
 
 
 _FOR_A_CPU = 1e17  # FLOPs from which on a study is one for GPUs

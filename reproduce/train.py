@@ -32,7 +32,7 @@ from models.weights import load_pretrained
 from reproduce import checkpoint, distributed
 from reproduce.cli import StopRequest, is_out_of_memory, on_gpu, run_command, say
 from reproduce.job import Job, finish, prepare
-from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, make_optimizer
+from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, loss_scaler, make_optimizer
 from reproduce.rdrop import rdrop_loss
 from reproduce.recipes import Recipe
 from reproduce.run import Run
@@ -61,8 +61,7 @@ def train(job: Job) -> dict:
     data = load_data(recipe)
     model = build_network(recipe, len(data.class_names), job.fused)
     optimizer = make_optimizer(recipe, model)
-    # fp16 gradients underflow without loss scaling; bf16 has the range of fp32
-    scaler = paddle.amp.GradScaler() if recipe.precision == "fp16" else None
+    scaler = loss_scaler(recipe)
     run = Run(job, data, model, optimizer, scaler, state, fingerprint(data))
     del state  # its memory
     model.train()

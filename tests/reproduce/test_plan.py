@@ -202,10 +202,11 @@ def test_a_dry_run_for_another_gpu(precision):
 def test_hours_are_the_work_over_the_peak():
     recipe, config, sizes = resolved(HEADLINE, A100)
     planned = make_plan(recipe, config, sizes)
-    hours = (planned.flops_training + planned.flops_evaluation) / (0.4 * 312e12) / 3600
-    found = plan.time_needed(planned.flops, recipe.precision, A100)
+    work = planned.flops_training, planned.flops_evaluation
+    hours = (work[0] / 312e12 + work[1] / 19.5e12) / 0.4 / 3600  # evaluation in fp32
+    found = plan.time_needed(*work, recipe.precision, A100)
     assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
-    assert "not known for X" in plan.time_needed(planned.flops, "fp32", Gpu("X", 10))
+    assert "not known for X" in plan.time_needed(*work, "fp32", Gpu("X", 10))
 
 
 def test_names_of_cards():
