@@ -28,7 +28,7 @@ setup_fail() {
 
 # Print the build of PaddlePaddle to have: cpu, or the newest CUDA build that the NVIDIA driver can run.
 setup_build() {
-  local recorded banner version=none
+  local recorded banner version=none oldest
   case ${PADDLE_CUDA:-} in
     '') ;;
     cpu | cu118 | cu126 | cu129 | cu130) echo "$PADDLE_CUDA" && return ;;
@@ -41,6 +41,11 @@ setup_build() {
   banner=$(nvidia-smi 2>/dev/null) || { echo cpu && return; }
   # The newest CUDA that the driver can run. Newer drivers call it "CUDA UMD Version".
   [[ $banner =~ CUDA\ (UMD\ )?Version:\ *([0-9]+\.[0-9]) ]] && version=${BASH_REMATCH[2]}
+  # Newer builds leave out Volta (V100) and older cards, whose drivers are as new.
+  oldest=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | head -n 1) || oldest=""
+  if [[ $version =~ ^1[1-9] && $oldest =~ ^([3-6]\.[0-9]|7\.[0-4])$ ]]; then
+    version=11.8
+  fi
   case $version in
     1[3-9].* | [2-9][0-9].*) echo cu130 ;;
     12.9) echo cu129 ;;

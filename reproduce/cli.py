@@ -137,10 +137,10 @@ def _fail(message: str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the host or the GPU had no memory left; Paddle says so in a RuntimeError."""
+    """Whether the host or the GPU had no memory left; Paddle says so in an OSError too, as in recompute."""
     words = ("ResourceExhausted", "Out of memory", "out of memory")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | SystemError) and any(word in str(error) for word in words)
+        isinstance(error, RuntimeError | SystemError | OSError) and any(word in str(error) for word in words)
     )
 
 
@@ -162,6 +162,9 @@ def choose_device(wish: str) -> str:
     device = "gpu" if wish != "cpu" and has_gpu() else "cpu"
     if device == "gpu" and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
+    if device == "gpu":  # else Paddle computes convolutions of fp32 in TF32, with 10 bits instead of 23
+        paddle.base.core.set_cudnn_switch(False)
+        paddle.base.core.set_cublas_switch(False)
     paddle.set_device(device)
     return paddle.get_device()
 

@@ -23,7 +23,7 @@ import numpy as np
 import paddle
 
 from common.atomic import atomic_write
-from common.errors import UserError
+from common.errors import UserError, printable
 from data import Sizes
 from data.in_memory import InMemory
 from models import build
@@ -68,7 +68,7 @@ def main() -> None:
     print(*versions, sep="\n", flush=True)
     checks = []
     for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
-        for check in part(gpu):
+        for check in _checks_of(part, gpu):
             state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
             print(f"{state:8} {check.name}: {check.found}", flush=True)
             checks.append(check)
@@ -77,6 +77,15 @@ def main() -> None:
     print(f"written  {path}; please attach it to an issue of this project, passed or failed")
     if failed:
         raise UserError(f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)}); see docs/cluster.md")
+
+
+def _checks_of(part, gpu):
+    """What a part finds; an error that ends it is a check that has failed, so that the record is written."""
+    try:
+        yield from part(gpu)
+    except Exception as error:
+        text = printable(str(error).strip().rpartition("\n")[2])
+        yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
 
 
 def _versions(gpu) -> list[str]:
@@ -188,6 +197,8 @@ def _timed(gpu, recipe: Recipe) -> Check:
     text = f"{recipe.batch_size / seconds:.1f} images/s, micro-batch {size}"
     if gpu is not None:
         text += _on_card(gpu, recipe, fused, seconds)
+        del model
+        paddle.device.cuda.empty_cache()  # other processes need the memory next
     passed = bool(np.isfinite(last["loss"])) and size == recipe.micro_batch_size
     return Check(f"{_TIMED} updates in {recipe.precision}", passed, text)
 

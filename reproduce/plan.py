@@ -63,8 +63,14 @@ def gpu_here() -> Gpu:
         name=found.name,
         gib=found.total_memory / 2**30,
         bf16=paddle.amp.is_bfloat16_supported(),
-        fused=found.major >= 8,
+        fused=found.major >= 8 and _build_has_fused_attention(),
     )
+
+
+def _build_has_fused_attention() -> bool:
+    """Whether this build of Paddle has a kernel for it; without one it would take plain attention and not say so."""
+    flags = paddle.framework._global_flags()
+    return any(flags.get(f"FLAGS_{kernel}_attn_available", False) for kernel in ("flash", "mem_efficient"))
 
 
 def gpu_named(text: str) -> Gpu:

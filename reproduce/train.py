@@ -176,7 +176,7 @@ def add_gradients(recipe: Recipe, model, scaler, batches):
                 loss = scaler.scale(loss)
             loss.backward()
             sums += paddle.stack(list(found)).detach().astype("float64") * share
-    except (MemoryError, RuntimeError, SystemError) as error:
+    except (MemoryError, RuntimeError, SystemError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         return None

@@ -71,6 +71,21 @@ def test_a_device_that_computes_wrong_is_caught(monkeypatch, tmp_path, disturb):
     assert checks_in(tmp_path)["fp32 against float64"]["passed"] is False
 
 
+def test_an_error_in_a_part_is_a_failed_check_and_on_record(monkeypatch, tmp_path):
+    def broken(gpu):
+        yield gpu_check.Check("first", True, "")
+        raise RuntimeError("many lines\nNCCL is not there")
+
+    broken.__name__ = "several_processes"
+    for part in ("compare_precisions", "time_updates", "killed_and_continued"):
+        monkeypatch.setattr(gpu_check, part, lambda gpu: ())
+    monkeypatch.setattr(gpu_check, "several_processes", broken)
+    monkeypatch.setattr("sys.argv", ["gpu_check", "--device", "cpu", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match=r"1 of 2 checks failed \(several processes\)"):
+        gpu_check.main()
+    assert checks_in(tmp_path)["several processes"]["found"] == "RuntimeError: NCCL is not there"
+
+
 def test_all_numbers_count_in_the_comparison():
     """The gradients of every parameter, of a network in which each one matters."""
     loss, gradients = gpu_check.loss_and_gradients(None, "fp32")

@@ -25,7 +25,7 @@ from visualdl import LogReader
 from data import load_dataset
 from models import build_model, model_config
 from models.weights import read_weights
-from reproduce import ROOT, checkpoint, cli, curves, run, train
+from reproduce import ROOT, checkpoint, cli, curves, optim, run, train
 from reproduce.job import Job, finish
 from reproduce.optim import clip, global_norm, make_optimizer
 from reproduce.recipes import get_recipe
@@ -197,14 +197,22 @@ def test_batches_made_ahead_by_a_thread_are_the_same(tmp_path, monkeypatch):
     assert list(train.ahead(iter(range(7)))) == list(range(7))
 
 
-def test_an_update_that_runs_out_of_memory_is_repeated_with_half_of_the_micro_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",  # of the allocator; of a layer's own backward pass, as in recompute; of cuBLAS
+    [
+        MemoryError("ResourceExhaustedError: Out of memory error on GPU 0. Cannot allocate 9.0GB memory"),
+        OSError("(External) MemoryError: Out of memory error on GPU 0 (at py_layer_node.cc:177)"),
+        RuntimeError("(External) CUDA error(2), out of memory."),
+    ],
+)
+def test_an_update_that_runs_out_of_memory_is_repeated_with_half_of_the_micro_batch(tmp_path, monkeypatch, error):
     """With dropout 0 the update is the same; the new size is said and recorded."""
     expected, _ = trained(tmp_path, dropout=0.0)
     real = train.rdrop_loss
 
     def short_of_memory(logits_a, *arguments):
         if len(logits_a) > 20:
-            raise RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0. Cannot allocate 9.0GB memory")
+            raise error
         return real(logits_a, *arguments)
 
     monkeypatch.setattr(train, "rdrop_loss", short_of_memory)
@@ -238,9 +246,10 @@ def test_one_transfer_an_update_whatever_the_micro_batches(monkeypatch):
     assert found["loss"] > 0 and counted in (["tolist"], ["tolist", "numpy"])  # tolist may call numpy
 
 
-@pytest.mark.parametrize("max_norm", [0.5, 500.0, math.inf])
-def test_clipping_equals_paddles(max_norm):
+@pytest.mark.parametrize(("max_norm", "gpu"), [(0.5, False), (0.5, True), (500.0, False), (math.inf, False)])
+def test_clipping_equals_paddles(max_norm, gpu, monkeypatch):
     """Below the limit and where there is none, gradients stay as they are."""
+    monkeypatch.setattr(optim, "on_gpu", lambda: gpu)
 
     def ours(parameters):
         gradients = [p.grad for p in parameters]
@@ -402,10 +411,12 @@ def test_flags_of_the_cpu_are_not_set_on_a_gpu(monkeypatch):
     monkeypatch.setattr(cli, "SET_HERE", {"FLAGS_use_stride_kernel"})
     monkeypatch.setattr(paddle, "set_device", lambda name: told.update(device=name))
     monkeypatch.setattr(paddle, "set_flags", told.update)
+    for name in ("cudnn", "cublas"):
+        monkeypatch.setattr(paddle.base.core, f"set_{name}_switch", lambda on, name=name: told.update({name: on}))
     cli.choose_device("cpu")
     assert told == {"device": "cpu"}
     cli.choose_device("auto")
-    assert told == {"device": "gpu", "FLAGS_use_stride_kernel": True}
+    assert told == {"device": "gpu", "FLAGS_use_stride_kernel": True, "cudnn": False, "cublas": False}  # no TF32
 
 
 def test_the_result_comes_first_and_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys):
