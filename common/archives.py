@@ -32,7 +32,5 @@ def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
     packed = archive.fp.seek(0, os.SEEK_END)
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(SMALL, most_growth * packed):
-        raise UserError(
-            f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many, are not what "
-            "they say; it was not unpacked. If it is good, unpack it by hand"
-        )
+        text = f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many"
+        raise UserError(f"{text}, are not what they say; it was not unpacked. If it is good, unpack it by hand")

@@ -145,19 +145,6 @@ class _SafeUnpickler(pickle._Unpickler):
             asked = printable(f"{module[:60]}.{name[:60]}")
             raise Refused(f"it asks for {asked}, which is code and not data") from None
 
-    def load_append(self):
-        self.load_items([self.stack.pop()], list)
-
-    def load_appends(self):
-        self.load_items(self.pop_mark(), list)
-
-    def load_setitem(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        self.load_items([key, value], dict)
-
-    def load_setitems(self):
-        self.load_items(self.pop_mark(), dict)
-
     def load_dict(self):
         items = self.pop_mark()
         self.stack.append({})
@@ -207,10 +194,10 @@ class _SafeUnpickler(pickle._Unpickler):
     dispatch = {  # noqa: RUF012 (as in the parent)
         **{opcode: _PARENT[opcode] for opcode in _PLAIN},
         **{opcode: _counted(_PARENT[opcode]) for opcode in _CONTAINERS},
-        pickle.APPEND[0]: load_append,
-        pickle.APPENDS[0]: load_appends,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
+        pickle.APPEND[0]: lambda self: self.load_items([self.stack.pop()], list),
+        pickle.APPENDS[0]: lambda self: self.load_items(self.pop_mark(), list),
+        pickle.SETITEM[0]: lambda self: self.load_items([self.stack.pop(-2), self.stack.pop()], dict),
+        pickle.SETITEMS[0]: lambda self: self.load_items(self.pop_mark(), dict),
         pickle.DICT[0]: load_dict,
         pickle.BYTEARRAY8[0]: load_bytearray,
         pickle.REDUCE[0]: load_reduce,
@@ -252,10 +239,8 @@ def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
     try:
         return _SafeUnpickler(file, dict(allowed), persistent_load, **options).load()
     except Refused as reason:
-        raise UserError(
-            f"{name}: refused, {reason}. If you trust its source, open it in the program that made it and save the "
-            "arrays alone, in PyTorch with torch.save(checkpoint['model'], FILE)"
-        ) from None
+        text = f"{name}: refused, {reason}. If you trust its source, open it in the program that made it and save the"
+        raise UserError(f"{text} arrays alone, in PyTorch with torch.save(checkpoint['model'], FILE)") from None
     except Exception as reason:  # a damaged pickle raises nearly any exception there is
         raise UserError(f"{name}: not a readable pickle ({_words(reason)}); get the file again") from None
 

@@ -82,61 +82,38 @@ def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     return cifar.files(name, Path(data_dir or DOWNLOADS))
 
 
-def dataset_sizes(
-    name: str,
-    data_dir: str = "",
-    *,
-    train_per_class: int = 0,
-    validation_per_class: int = 0,
-    validation_share: float = 0.0,
-    split_seed: int = 0,
-) -> Sizes:
+def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
     """What `load_dataset` will give, without decoding an image: a table counts as if all could be read.
 
     The official sets are not looked at; those whose classes differ in size (ImageNet, digits) are taken as even.
     A zip is unpacked. Raises UserError as `load_dataset` does, but for what only shows in the images.
     """
     _check_name(name, data_dir)
-    options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in TABLES:
-        found = _from_tables(name, _read_tables(name, data_dir), *options)
+        found = _from_tables(name, _read_tables(name, data_dir), **choice)
         return Sizes(len(found.class_names), len(found.train), len(found.validation), len(found.test))
     classes, (images, test) = CLASSES[name], IMAGES[name]
     even = np.repeat(np.arange(classes), images // classes)
-    kept, held_out = split_indices(even, *options, name=name)
-    return Sizes(classes, len(kept) if train_per_class else images - len(held_out), len(held_out), test)
+    kept, held_out = split_indices(even, **choice, name=name)
+    return Sizes(classes, len(kept) if choice.get("train_per_class") else images - len(held_out), len(held_out), test)
 
 
-def load_dataset(
-    name: str,
-    data_dir: str = "",
-    *,
-    train_per_class: int = 0,
-    validation_per_class: int = 0,
-    validation_share: float = 0.0,
-    split_seed: int = 0,
-    strict: bool = False,
-    workers: int = 0,
-) -> DataSet:
+def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers: int = 0, **choice) -> DataSet:
     """Load a data set by name.
 
     Args:
         name: cifar10, cifar100, digits, imagenet (folders); growth_stages (a table of 4 classes) or images (any table).
         data_dir: folder with the data, or CIFAR's .tar.gz; "" means data/downloads, where CIFAR is downloaded when
             it is missing. For pictures of one's own see `tables.EXPECTED`; a .zip is unpacked to data/downloads.
-        train_per_class: keep that many training images of each class; 0 keeps all.
-        validation_per_class: hold that many training images of each class out for validation.
-        validation_share: hold that share of each class out instead (0.1 = 90/10), at least one image; 0 = off.
-        split_seed: which images those are; not the run's seed, so that runs of several seeds can be compared.
         strict: a picture file that cannot be read is an error; otherwise it is left out, with a note. (Of more than
             CHECKED_AT_MOST pictures it is an error when it is read.)
         workers: processes that decode each picture once to find those; 0 = none.
+        choice: which images are kept and held out; see `split.split_indices`.
 
     Raises:
         UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
     _check_name(name, data_dir)
-    options = (train_per_class, validation_per_class, validation_share, split_seed)
     if name in FROM_FILES:
         parts = _read_tables(name, data_dir)
         total = sum(len(table.labels) for table in parts.values())
@@ -145,12 +122,12 @@ def load_dataset(
         else:
             note = f"{total:,} pictures are too many to check before; one that cannot be read stops the run"
             parts["train"].notes.append(note)
-        return _from_tables(name, parts, *options)
+        return _from_tables(name, parts, **choice)
     if name == "digits":
         train, test, class_names = digits.load()
     else:
         train, test, class_names = cifar.load(name, Path(data_dir or DOWNLOADS), download=not data_dir)
-    kept, held_out = split_indices(train.labels, *options, name=name)
+    kept, held_out = split_indices(train.labels, **choice, name=name)
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
@@ -161,28 +138,18 @@ def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
     parts = tables.read_tables(place, DOWNLOADS)
     found, expected = len(parts["train"].class_names), CLASSES[name]
     if expected not in (None, found):
-        raise UserError(
-            f"{parts['train'].source}: has {found} classes, {name} has {expected}; for other pictures say "
-            "--dataset images"
-        )
+        text = f"{parts['train'].source}: has {found} classes, {name} has {expected}"
+        raise UserError(f"{text}; for other pictures say --dataset images")
     return parts
 
 
-def _from_tables(name, parts, train_per_class, validation_per_class, validation_share, split_seed) -> DataSet:
+def _from_tables(name, parts, **choice) -> DataSet:
     """Nothing is held out of the training table where there are validation images."""
     table = parts["train"]
     if "validation" in parts:
-        validation_per_class = validation_share = 0
-    kept, held_out = split_indices(
-        table.labels,
-        train_per_class,
-        validation_per_class,
-        validation_share,
-        split_seed,
-        name=str(table.source),
-        keys=table.names,
-        class_names=table.class_names,
-    )
+        choice |= {"validation_per_class": 0, "validation_share": 0}
+    words = {"name": str(table.source), "keys": table.names, "class_names": table.class_names}
+    kept, held_out = split_indices(table.labels, **choice, **words)
     files = {part: ImageFiles(each.paths, each.labels) for part, each in parts.items()}
     notes = [printable(note) for each in parts.values() for note in each.notes]
     validation = files.get("validation", files["train"].subset(held_out))

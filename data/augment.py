@@ -41,10 +41,8 @@ class Augmentation:
         area = full_h * full_w * (self.min_area + u_area * (self.max_area - self.min_area))
         log_low, log_high = np.log(self.ratio)
         ratio = np.exp(log_low + u_ratio * (log_high - log_low))
-        h, w = (
-            np.rint(np.sqrt(area / ratio)).astype(np.int64),
-            np.rint(np.sqrt(area * ratio)).astype(np.int64),
-        )
+        h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+        w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         top = np.floor(u_top * (full_h - h + 1)).astype(np.int64)
         left = np.floor(u_left * (full_w - w + 1)).astype(np.int64)
         fits = (h > 0) & (h <= full_h) & (w > 0) & (w <= full_w)

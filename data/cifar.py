@@ -86,10 +86,8 @@ def load(name: str, data_dir: Path, download: bool):
     names = _class_names(folder / source.meta, source.names_key)
     found = np.concatenate([train.labels, test.labels])
     if not 0 <= found.min() <= found.max() < len(names):
-        raise UserError(
-            f"{folder}: has labels from {found.min()} to {found.max()} for {len(names)} classes; delete it and "
-            "extract the official archive again"
-        )
+        text = f"{folder}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
+        raise UserError(f"{text}; delete it and extract the official archive again")
     return train, test, names
 
 
@@ -148,10 +146,8 @@ def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
     # the layout of cifar-100-binary: label bytes, then the pixels, image after image
     found = hashlib.sha1(np.concatenate([labels.astype(np.uint8), pixels], axis=1)).hexdigest()
     if expected not in (None, found):
-        raise UserError(
-            f"{folder}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}, "
-            f"expected {expected}); delete the folder and extract the official archive again"
-        )
+        text = f"{folder}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
+        raise UserError(f"{text}, expected {expected}); delete the folder and extract the official archive again")
     return InMemory(pixels.reshape(-1, 3, 32, 32), labels[:, -1].astype(np.int64))
 
 

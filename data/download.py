@@ -41,10 +41,8 @@ def fetch(url, path, *, md5: str = "") -> Path:
                 if not _is_present(path, md5):  # another process may have fetched it meanwhile
                     _download(url, path, md5)
     except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or _beside(path, '.part')}: {error.strerror or error}. Make room, or make "
-            "the folder writable, and run the same command again: it continues there"
-        ) from None
+        text = f"cannot write {error.filename or _beside(path, '.part')}: {error.strerror or error}. Make room, or make"
+        raise UserError(f"{text} the folder writable, and run the same command again: it continues there") from None
     return path
 
 
@@ -71,9 +69,8 @@ def _is_present(path: Path, md5: str) -> bool:
         return False
     require_file(path)
     if problem := wrong_md5(path, md5):
-        raise UserError(
-            f"{path}: {problem}. Delete it and run the same command again to download it, or put the right file there"
-        )
+        text = f"{path}: {problem}"
+        raise UserError(f"{text}. Delete it and run the same command again to download it, or put the right file there")
     return True
 
 
@@ -85,10 +82,8 @@ def _download(url: str, path: Path, md5: str) -> None:
     _beside(part, ".version").unlink()
     if problem:
         part.unlink()
-        raise UserError(
-            f"{url} gave a wrong file: {problem}. It was removed and {path} not written; run the same command again "
-            f"to start from the beginning, or put the right file at {path}"
-        )
+        text = f"{url} gave a wrong file: {problem}. It was removed and {path} not written; run the same command again"
+        raise UserError(f"{text} to start from the beginning, or put the right file at {path}")
     os.replace(part, path)
     flush_to_disk(path.parent)
     checked = "md5 checked" if md5 else "nothing checked"
@@ -124,10 +119,8 @@ def _receive_all(url: str, part: Path) -> None:
             failures += 1
             kept = f"{_size(part):,} bytes are kept in {part}"
             if failures > TRIES or unreachable:
-                raise UserError(
-                    f"cannot get {url}: {reason}. Check the network, or download it by hand to {part.with_suffix('')}, "
-                    f"and run the same command again ({kept})"
-                )
+                text = f"cannot get {url}: {reason}. Check the network, or download it by hand to"
+                raise UserError(f"{text} {part.with_suffix('')}, and run the same command again ({kept})")
             say(f"{part.stem}: {reason}; {kept}, next try in {PAUSE:g} s")
             time.sleep(PAUSE)
 
@@ -157,10 +150,8 @@ def _receive(session, url: str, part: Path) -> None:
             note.unlink()
             return _receive(session, url, part)  # from the beginning
         if response.status_code not in (200, 206):
-            raise UserError(
-                f"{url}: HTTP {response.status_code} {response.reason}. Try again later; if the file has moved, "
-                f"download it by hand to {part.with_suffix('')}"
-            )
+            text = f"{url}: HTTP {response.status_code} {response.reason}. Try again later"
+            raise UserError(f"{text}; if the file has moved, download it by hand to {part.with_suffix('')}")
         if response.status_code == 200:
             have = 0
         _append(response, url, part, have)

@@ -7,6 +7,7 @@ import os
 import signal
 import warnings
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -38,17 +39,18 @@ class ImageFiles:
 
     paths: list[Path]
     labels: np.ndarray
+    decode: Callable | None = None  # from a path to pixels (S, S, 3), where they are prepared as others do it
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def subset(self, indices: np.ndarray) -> "ImageFiles":
-        return ImageFiles([self.paths[i] for i in indices], self.labels[indices])
+        return ImageFiles([self.paths[i] for i in indices], self.labels[indices], self.decode)
 
     def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
         jobs = (
-            ([self.paths[i] for i in indices], self.labels[indices], draws, image_size, augmentation)
+            ([self.paths[i] for i in indices], self.labels[indices], draws, image_size, augmentation, self.decode)
             for indices, draws in requests
         )
         for pixels, labels in _in_order(_decode, jobs, workers):
@@ -86,10 +88,8 @@ def read_image(path) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     limit = _most_megapixels()
     if image.width * image.height > limit * 1e6:
-        raise ValueError(
-            f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million: save it smaller, or set "
-            "MAX_MEGAPIXELS in the environment"
-        )
+        text = f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million"
+        raise ValueError(f"{text}: save it smaller, or set MAX_MEGAPIXELS in the environment")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and not image.has_transparency_data:
         image.load()
@@ -146,13 +146,9 @@ def _words(reason: Exception) -> str:
 
 def unreadable(paths, workers: int) -> dict[int, str]:
     """Decode each file once, in `workers` processes: {its index in `paths`: why it is no picture}."""
-    with tqdm(total=len(paths), desc="checking", unit="picture", leave=False, disable=None) as progress:
-        found = {}
-        for index, problem in enumerate(_in_order(_problem, ((path,) for path in paths), workers)):
-            progress.update()
-            if problem:
-                found[index] = problem
-    return found
+    found = _in_order(_problem, ((path,) for path in paths), workers)
+    shown = tqdm(found, total=len(paths), desc="checking", unit="picture", leave=False, disable=None)
+    return {index: problem for index, problem in enumerate(shown) if problem}
 
 
 def _problem(path) -> str:
@@ -178,10 +174,8 @@ def _in_order(work, jobs, workers: int):
             yield waiting.popleft().result()
     except BrokenProcessPool:
         _pool.cache_clear()
-        raise UserError(
-            f"one of the {workers} processes that decode pictures was ended from outside, most likely because memory "
-            "ran out; use fewer with --workers"
-        ) from None
+        text = f"one of the {workers} processes that decode pictures was ended from outside"
+        raise UserError(f"{text}, most likely because memory ran out; use fewer with --workers") from None
 
 
 @functools.lru_cache(maxsize=1)
@@ -197,10 +191,13 @@ def _leave_signals_to_parent() -> None:
     end_with_parent()
 
 
-def _decode(paths, labels, draws, image_size: int, augmentation):
+def _decode(paths, labels, draws, image_size: int, augmentation, decode):
     """Read, crop and resize the pictures of one batch: uint8 (n, 3, image_size, image_size), and their labels."""
     pixels = np.empty((len(paths), 3, image_size, image_size), np.uint8)
     for row, path in enumerate(paths):
+        if decode is not None:
+            pixels[row] = decode(path).transpose(2, 0, 1)
+            continue
         image = read_image(path)
         box, mirror = (0, 0, *image.size), False
         if draws is not None:

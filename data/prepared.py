@@ -1,12 +1,8 @@
 """How a picture becomes the input of a network that others trained: its own resize, centre crop and pixel scale."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import paddle
 from PIL import Image
 
 from common.errors import UserError
@@ -58,43 +54,17 @@ class Preparation:
         split = InMemory(pixels.transpose(0, 3, 1, 2), np.zeros(len(pixels), np.int64))
         return next(split.stream([(np.arange(len(pixels)), None)], self.image_size, scale=self.scale))[0]
 
-    def split(self, files: ImageFiles) -> "ImageFiles | PreparedFiles":
+    def split(self, files: ImageFiles) -> ImageFiles:
         """`files` prepared this way for `reproduce.evaluate.evaluate`."""
         whole = self.resize.side(self.image_size) == self.image_size and not self.resize.keep_ratio
         if whole and self.resize.resample == "bilinear":
             return files
-        return PreparedFiles(files, self)
+        return ImageFiles(files.paths, files.labels, self.decoded)
 
 
 def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
     return picture.crop((left, top, left + width, top + height))
-
-
-@dataclass(frozen=True)
-class PreparedFiles:
-    """Image files that are resized and cropped as others do it, to be evaluated."""
-
-    files: ImageFiles
-    prepare: Preparation
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def stream(self, requests, image_size: int, workers: int = 0, scale: str = "-1..1") -> Iterator[tuple]:
-        """As `ImageFiles.stream` for the size and the scale of `prepare`; the decoding is in `workers` threads."""
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            waiting = deque()
-            for indices, _ in requests:
-                paths = [self.files.paths[i] for i in indices]
-                waiting.append((pool.map(self.prepare.decoded, paths), self.files.labels[indices]))
-                if len(waiting) > 1:  # the next batch is decoded while the network works on this one
-                    yield self._batch(*waiting.popleft())
-            while waiting:
-                yield self._batch(*waiting.popleft())
-
-    def _batch(self, pixels, labels) -> tuple:
-        return self.prepare.images(np.stack(list(pixels))), paddle.to_tensor(labels)
 
 
 def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
@@ -109,10 +79,8 @@ def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
     """
     resize = pictures.get("resize", _WHOLE)
     if not image_size <= resize.side(image_size) <= _LARGEST * image_size:
-        raise UserError(
-            f"{resize.origin}: resize {resize.pixels}: must be 'whole', or the pixels of the shorter side before the "
-            f"crop to {image_size}, from {image_size} to {_LARGEST * image_size}"
-        )
+        text = f"{resize.origin}: resize {resize.pixels}: must be 'whole', or the pixels of the shorter side before the"
+        raise UserError(f"{text} crop to {image_size}, from {image_size} to {_LARGEST * image_size}")
     return Preparation(image_size, pictures["scale"], resize, "resize" in pictures or dataset in FROM_FILES)
 
 

@@ -81,9 +81,8 @@ def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
         return table
     total, lines = len(table.paths), list(problems.values())
     if strict:
-        raise UserError(
-            f"{lines[0]} ({len(lines)} of {total:,} pictures cannot be read; without --strict they are left out)"
-        )
+        text = f"{lines[0]} ({len(lines)} of {total:,} pictures cannot be read"
+        raise UserError(f"{text}; without --strict they are left out)")
     kept = np.array([i for i in range(total) if i not in problems], np.int64)
     labels = table.labels[kept]
     for label in np.setdiff1d(table.labels, labels):
@@ -127,10 +126,8 @@ def _main_csv(folder: Path) -> Path | None:
     tables = [p for p in visible(folder) if p.suffix.lower() == ".csv" and p.is_file()]
     main = [p for p in tables if p.name == _MAIN_CSV] or tables
     if len(main) > 1:
-        raise UserError(
-            f"{folder}: holds {len(main)} CSV files ({', '.join(p.name for p in main[:5])}) and none is "
-            f"called {_MAIN_CSV}; give the path of one of them as --data_dir"
-        )
+        text = f"{folder}: holds {len(main)} CSV files ({', '.join(p.name for p in main[:5])}) and none is called"
+        raise UserError(f"{text} {_MAIN_CSV}; give the path of one of them as --data_dir")
     return main[0] if main else None
 
 
@@ -170,9 +167,8 @@ def _read_class_folders(folder: Path, known: list[str] | None = None) -> Table:
     """The table of FOLDER/CLASS/PICTURE; `known`: the classes that it has to have, and no others."""
     folders = _folders(folder)
     if len(folders) < 2:
-        raise UserError(
-            f"{folder}: holds neither a CSV nor folders of at least two classes; --data_dir takes {EXPECTED}"
-        )
+        text = f"{folder}: holds neither a CSV nor folders of at least two classes"
+        raise UserError(f"{text}; --data_dir takes {EXPECTED}")
     classes = {_checked_text(own.name, folder) for own in folders}
     if known and classes - set(known):
         raise UserError(f"{folder}: classes without training images: {', '.join(sorted(classes - set(known))[:5])}")
@@ -186,16 +182,12 @@ def _read_class_folders(folder: Path, known: list[str] | None = None) -> Table:
                 others.append(name)
     lacking = sorted(classes.union(known or ()) - {label for _, label, _ in pictures})
     if lacking:
-        raise UserError(
-            f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) of the class {lacking[0]} "
-            f"({len(lacking)} of {len(known or classes)} classes have none); fill or remove its folder"
-        )
+        text = f"{folder}: no image files ({', '.join(sorted(SUFFIXES))}) of the class {lacking[0]} ({len(lacking)} of"
+        raise UserError(f"{text} {len(known or classes)} classes have none); fill or remove its folder")
     table = _table(folder, pictures)
     if others:
-        table.notes.append(
-            f"{len(others):,} entries of the class folders are no image files, {', '.join(sorted(others)[:3])} for "
-            "instance; they are left out"
-        )
+        text = f"{len(others):,} entries of the class folders are no image files, {', '.join(sorted(others)[:3])}"
+        table.notes.append(f"{text} for instance; they are left out")
     return table
 
 
@@ -281,9 +273,8 @@ def _rows(text: str, path: Path):
         for cells in reader:
             where = f"{path}: line {reader.line_num}"
             if len(cells) > len(header):
-                raise UserError(
-                    f"{where} has {len(cells):,} fields, the header {len(header)}; put names with commas between quotes"
-                )
+                text = f"{where} has {len(cells):,} fields, the header {len(header)}"
+                raise UserError(f"{text}; put names with commas between quotes")
             found = [_checked_text(cells[at].strip(), where) if at < len(cells) else "" for at in columns]
             if not any(found):
                 continue
@@ -335,17 +326,13 @@ def picture_folder(table: Path, names: list[str]) -> tuple[Path, dict[str, Path]
     chosen = max(found, key=lambda folder: len(found[folder]))  # the first of those that hold most
     missing = [name for name in names if name not in found[chosen]]
     if missing:
-        raise UserError(
-            f"{table}: {len(missing):,} of {len(names):,} listed pictures are missing in "
-            f"{chosen if found[chosen] else f'{chosen} and its subfolders'}: {', '.join(missing[:3])}; put them there "
-            "or take their rows out"
-        )
+        where = chosen if found[chosen] else f"{chosen} and its subfolders"
+        text = f"{table}: {len(missing):,} of {len(names):,} listed pictures are missing in {where}"
+        raise UserError(f"{text}: {', '.join(missing[:3])}; put them there or take their rows out")
     whole = [folder.name for folder in found if len(found[folder]) == len(names)]
     if len(whole) > 1 and chosen != base:
-        raise UserError(
-            f"{table}: {whole[0]}/ and {whole[1]}/ each hold all {len(names):,} pictures; write the folder into the "
-            "column image"
-        )
+        text = f"{table}: {whole[0]}/ and {whole[1]}/ each hold all {len(names):,} pictures"
+        raise UserError(f"{text}; write the folder into the column image")
     return chosen, found[chosen]
 
 

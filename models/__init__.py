@@ -46,9 +46,8 @@ def model_config(name: str, num_classes: int, image_size: int, second: str = "",
         raise UserError(f"unknown model {name!r}: {near(name, NAMES)}")
     config = ViTConfig(num_classes=num_classes, image_size=image_size, **{**MODELS[name], **rates})
     if image_size < config.patch_size or image_size % config.patch_size:
-        raise UserError(
-            f"image size {image_size} does not fit {name}: choose a multiple of its patch size {config.patch_size}"
-        )
+        text = f"image size {image_size} does not fit {name}"
+        raise UserError(f"{text}: choose a multiple of its patch size {config.patch_size}")
     return config
 
 

@@ -152,9 +152,8 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
         bias = arrays.get(name[: -len("weight")] + "bias")
         outputs = bias.size if bias is not None else 3 * min(value.shape) if ".qkv." in name else turned[name].shape[1]
         if turned[name].shape[1] != outputs == turned[name].shape[0]:
-            raise ValueError(
-                f"transposed kernels: {name} is {value.shape}, the other way round than a {container} file has it"
-            )
+            text = f"transposed kernels: {name} is {value.shape}"
+            raise ValueError(f"{text}, the other way round than a {container} file has it")
     return turned
 
 

@@ -62,10 +62,6 @@ class ViTConfig:
             "head": 2 * d * self.num_classes,
         }
 
-    def flops_per_image(self) -> int:
-        """The sum of `flops_by_part`."""
-        return sum(self.flops_by_part().values())
-
 
 class Attention(nn.Layer):
     """Multi-head attention of the tokens `x` (B, t, D) to the tokens `context` (B, T, D): -> (B, t, D)."""

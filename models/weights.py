@@ -58,24 +58,6 @@ class Weights:
     assumed: dict = field(default_factory=dict)  # what nothing says, by the name of its option
 
 
-@dataclass
-class LoadReport:
-    """What `load_weights` did beyond copying."""
-
-    layout: str
-    copied: int
-    resized: list[str]
-    replaced: list[str]
-    left_out: list[str]
-
-    def __str__(self) -> str:
-        parts = [f"{self.copied} arrays ({self.layout})"]
-        for label, names in (("resized", self.resized), ("replaced", self.replaced), ("left out", self.left_out)):
-            if names:
-                parts.append(f"{label}: {', '.join(names)}")
-        return "; ".join(parts)
-
-
 def save_weights(path, model, metadata: dict) -> None:
     """Write the state of `model` with `metadata` (JSON), whole or not at all; `paddle.load` reads it too."""
     state = {name: np.asarray(value.numpy()) for name, value in model.state_dict().items()}
@@ -128,7 +110,7 @@ def _metadata(path, texts: dict[str, str]) -> dict:
 
 
 def model_from_file(path, entry: str = "", **said) -> tuple:
-    """(network, Weights, LoadReport) of what a weight file holds, ready for evaluation.
+    """(network, Weights, what was done) of what a weight file holds, ready for evaluation.
 
     Args:
         entry: which of several networks in the file.
@@ -209,10 +191,8 @@ def config_from_weights(weights: Weights, **options) -> Config:
 
 def _config_by_name(weights: Weights, image_size: int = 0, **options) -> CNNConfig | TwoNetworksConfig:
     if not weights.network:
-        raise UserError(
-            f"{weights.path}: a convolutional network that knows ImageNet's classes; it is a start for training, "
-            "--pretrained"
-        )
+        text = f"{weights.path}: a convolutional network that knows ImageNet's classes"
+        raise UserError(f"{text}; it is a start for training, --pretrained")
     if options:
         raise UserError(f"{weights.path}: a convolutional network, for which --{next(iter(options))} has no meaning")
     config = config_from_dict(weights.network)
@@ -246,7 +226,7 @@ def _check(config: ViTConfig | CNNConfig, path) -> None:
             raise UserError(f"{path}: {name} {getattr(config, name)!r:.40}: must be one of {', '.join(known)}")
 
 
-def load_weights(model, weights: Weights, replace_head: bool) -> LoadReport:
+def load_weights(model, weights: Weights, replace_head: bool) -> str:
     """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
     arrays, report = fit(weights, model.config, replace_head)
     _copy(arrays, model)
@@ -268,8 +248,8 @@ def load_pretrained(model, *files) -> list[str]:
     return lines
 
 
-def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, LoadReport]:
-    """The arrays that `build(config)` takes from `weights`, and what that changes; nothing is built for it.
+def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, str]:
+    """The arrays that `build(config)` takes from `weights`, and what that changes, in words; nothing is built for it.
 
     A position embedding of another grid is resized. When `replace_head`, as for training, a head that is missing, of
     another class count, or made for a layer before it that our network has not, is left to the fresh network;
@@ -307,7 +287,9 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, L
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise UserError(f"{weights.path}: does not fit this network: {'; '.join(problems[:4])}{more}")
-    return arrays, LoadReport(weights.layout, len(expected), resized, replaced, weights.left_out)
+    changes = {"resized": resized, "replaced": replaced, "left out": weights.left_out}
+    changed = [f"; {what}: {', '.join(names)}" for what, names in changes.items() if names]
+    return arrays, f"{len(expected)} arrays ({weights.layout}){''.join(changed)}"
 
 
 def _copy(arrays: Arrays, model) -> None:

@@ -118,16 +118,12 @@ def _accuracy(log: Log, tag: str) -> pd.DataFrame:
         raise UserError(f"{log.path}: has no scalar {tag} (it has {there}); name one with --accuracy_tag TAG")
     wrong = table["value"][~table["value"].between(0, 100)]
     if len(wrong):
-        raise UserError(
-            f"{log.path}: {tag} has the value {wrong.iloc[0]:g}, which is neither a share "
-            "nor a percentage; name the accuracy with --accuracy_tag TAG"
-        )
+        text = f"{log.path}: {tag} has the value {wrong.iloc[0]:g}, which is neither a share nor a percentage"
+        raise UserError(f"{text}; name the accuracy with --accuracy_tag TAG")
     back = (table["step"].diff() < 0) & (table["step"] <= table["step"].iloc[0])
     if back.any():
-        raise UserError(
-            f"{log.path}: holds more than one run: {tag} begins again at step "
-            f"{table['step'][back].iloc[0]:,}; give files of one run each"
-        )
+        text = f"{log.path}: holds more than one run: {tag} begins again at step {table['step'][back].iloc[0]:,}"
+        raise UserError(f"{text}; give files of one run each")
     return table.assign(value=table["value"] / (100 if table["value"].max() > 1 else 1))
 
 

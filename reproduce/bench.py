@@ -20,7 +20,6 @@ PyTorch and timm come with `source setup_env.sh dev`.
 Writes logs/bench/PART.json with every single measurement. Everything is computed on the CPU, in float32.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -334,8 +333,7 @@ def show(record: dict) -> None:
 
 
 def _options(argv):
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="python -m reproduce.bench", description=__doc__, formatter_class=kind)
+    parser = Parser(prog="python -m reproduce.bench", description=__doc__)
     add = parser.add_argument
     add("--part", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     add("--repeat", type=int, default=7, help=f"repetitions of each (default 7; a table needs {_ENOUGH})")

@@ -52,17 +52,6 @@ class State:
     scaler: dict  # loss scaling of fp16; empty otherwise
 
 
-def capture(progress, meaning, model, optimizer, scaler) -> State:
-    """Copy the current state to host memory."""
-    return State(
-        progress=progress,
-        meaning=meaning,
-        model={name: value.numpy() for name, value in model.state_dict().items()},
-        optimizer={ours: value.numpy() for ours, value in _accumulators(model, optimizer).items()},
-        scaler=scaler.state_dict() if scaler is not None else {},
-    )
-
-
 def restore(state: State, model, optimizer, scaler) -> None:
     """Put a state back into freshly built objects of the same recipe."""
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in state.model.items()})
@@ -86,10 +75,17 @@ def _accumulators(model, optimizer) -> dict:
     return found
 
 
-def save(folder: Path, state: State) -> Path:
-    """Write `state` into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
-    payload = pickle.dumps({**vars(state), "progress": vars(state.progress)}, protocol=4)
-    path = folder / f"step_{state.progress.step:08d}.pdstate"
+def save(folder: Path, progress: Progress, meaning: dict, model, optimizer, scaler) -> Path:
+    """Write a State into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
+    state = {
+        "progress": vars(progress),
+        "meaning": meaning,
+        "model": {name: value.numpy() for name, value in model.state_dict().items()},
+        "optimizer": {ours: value.numpy() for ours, value in _accumulators(model, optimizer).items()},
+        "scaler": scaler.state_dict() if scaler is not None else {},
+    }
+    payload = pickle.dumps(state, protocol=4)
+    path = folder / f"step_{progress.step:08d}.pdstate"
     for newer in _files(folder):
         if newer.name > path.name and newer.is_file():  # a damaged one that the run has gone on without
             newer.unlink()
@@ -142,9 +138,8 @@ def _unpack(content: dict, path: Path) -> State:
     try:
         return State(**{**content, "progress": Progress(**content["progress"])})
     except (KeyError, TypeError):
-        raise UserError(
-            f"{path}: was written by another version of this project; go on with it, or {_RESTART}"
-        ) from None
+        text = f"{path}: was written by another version of this project"
+        raise UserError(f"{text}; go on with it, or {_RESTART}") from None
 
 
 def is_of_step(path: Path, step: int) -> bool:

@@ -38,10 +38,8 @@ def _place() -> tuple[int, int]:
     names = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1", "PADDLE_NNODES": "1"}
     rank, size, nodes = found = [os.environ.get(name, default) for name, default in names.items()]
     if not (rank.isdecimal() and size.isdecimal() and nodes.isdecimal() and int(rank) < int(size)):
-        raise UserError(
-            f"{', '.join(map('='.join, zip(names, found, strict=True)))}: there is no such process; unset these and "
-            "start several processes with NPROC=k bash run_train.sh"
-        )
+        text = f"{', '.join(map('='.join, zip(names, found, strict=True)))}: there is no such process"
+        raise UserError(f"{text}; unset these and start several processes with NPROC=k bash run_train.sh")
     return int(rank), int(size)
 
 
@@ -55,10 +53,8 @@ def start() -> None:
     if size() == 1:
         return
     if "PADDLE_MASTER" not in os.environ and "PADDLE_TRAINER_ENDPOINTS" not in os.environ:
-        raise UserError(
-            f"PADDLE_TRAINERS_NUM={size()} is set, but not where the others are; unset it and start several "
-            "processes with NPROC=k bash run_train.sh"
-        )
+        text = f"PADDLE_TRAINERS_NUM={size()} is set, but not where the others are"
+        raise UserError(f"{text}; unset it and start several processes with NPROC=k bash run_train.sh")
     device = paddle.get_device()
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen
@@ -79,27 +75,18 @@ def share(length: int) -> slice:
     return pieces(length, size())[rank()]
 
 
-def sum_over_ranks(values) -> np.ndarray:
-    """The sum over all processes of an array of the same shape, in float64; every process gets it."""
-    return _reduce(values, dist.ReduceOp.SUM)
-
-
 def largest(values) -> np.ndarray:
     """The largest of the processes' values, one by one, int64; every process gets them."""
-    return _reduce(values, dist.ReduceOp.MAX).astype(np.int64)
-
-
-def _reduce(values, operation) -> np.ndarray:
     values = np.asarray(values, np.float64)
-    if size() == 1:
-        return values
-    tensor = paddle.to_tensor(values)
-    dist.all_reduce(tensor, operation)
-    return tensor.numpy()
+    if size() > 1:
+        tensor = paddle.to_tensor(values)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        values = tensor.numpy()
+    return values.astype(np.int64)
 
 
-def sum_on_device(tensor):
-    """As `sum_over_ranks`, of a tensor that stays on the device."""
+def summed(tensor):
+    """The sum over all processes of a tensor of the same shape, on the device; every process gets it."""
     if size() > 1:
         dist.all_reduce(tensor)
     return tensor

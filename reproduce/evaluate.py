@@ -124,7 +124,7 @@ def evaluate(
     if was_training:
         model.train()
     distributed.wait()  # the pieces may take different times
-    columns = distributed.sum_over_ranks(columns)  # each row is zero in all processes but one
+    columns = distributed.summed(paddle.to_tensor(columns)).numpy()  # each row is zero in all processes but one
     if columns[-1].any():
         raise Interrupted
     labels, *top5 = columns[:-1, :6].T.astype(np.int16, order="C")
@@ -169,10 +169,8 @@ def _per_image(logits, labels) -> np.ndarray:
 def describe(metrics: dict) -> str:
     """One line for people; every digit of the accuracy, which is a count over a count."""
     top5 = f"top-5 {100 * metrics['top5_accuracy']:.2f} %  " if "top5_accuracy" in metrics else ""
-    return (
-        f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})  {top5}"
-        f"NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
-    )
+    top1 = f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})"
+    return f"{top1}  {top5}NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
 
 
 def _parser() -> Parser:
@@ -286,10 +284,8 @@ def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
     theirs, assumed = weights.pictures.get("class_names", class_names), dict(weights.assumed)
     another_order = sorted(theirs) == sorted(class_names) and theirs != class_names
     if another_order or weights.metadata.get("class_names", class_names) != class_names:
-        raise UserError(
-            f"{weights.path}: its classes are others than those of {dataset}, or in another order; evaluate it on the "
-            "data set that it was trained on"
-        )
+        text = f"{weights.path}: its classes are others than those of {dataset}, or in another order"
+        raise UserError(f"{text}; evaluate it on the data set that it was trained on")
     if theirs != class_names:
         assumed["class_order"] = "that of the data set"
     return assumed
@@ -309,10 +305,8 @@ def _dataset_of(num_classes: int, path) -> str:
     fitting = [name for name, count in CLASSES.items() if count == num_classes]
     if len(fitting) == 1:
         return fitting[0]
-    raise UserError(
-        f"{path}: does not say its data set, and {num_classes} classes fit "
-        f"{' and '.join(fitting) or 'none that is known'}; say --dataset NAME"
-    )
+    text = f"{path}: does not say its data set, and {num_classes} classes fit"
+    raise UserError(f"{text} {' and '.join(fitting) or 'none that is known'}; say --dataset NAME")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ One micro-batch of the headline's network, ViT-B/16 at 384 px with fabricated we
 compared; 20 updates of each are timed; processes and a killed run are tried with `digits`. No data are downloaded.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -57,10 +56,8 @@ class Check(NamedTuple):
 
 
 def main() -> None:
-    parser = Parser(
-        prog="run_train.sh --gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    parser = Parser(prog="run_train.sh --gpu_check", description=__doc__)
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="cpu tries the code, not the card")
     parser.add_argument("--out", default=str(ROOT / "logs" / "gpu_check"), help="folder for the result")
     options = parse(parser)
     gpu = plan.gpu_here() if choose_device(options.device) != "cpu" else None

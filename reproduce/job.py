@@ -3,7 +3,6 @@
 With several processes the first one does what touches files, and the others wait for it.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -167,9 +166,8 @@ def _locked(job: Job):
         return
 
     def busy(holder):
-        raise UserError(
-            f"the run {job.run} is being trained already, by {holder}; wait for it, or choose another --run NAME"
-        )
+        text = f"the run {job.run} is being trained already, by {holder}"
+        raise UserError(f"{text}; wait for it, or choose another --run NAME")
 
     for folder in (job.logs.parent, job.saved.parent):  # what cannot be written fails now and not after hours
         folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +245,7 @@ def _check_batch_norm(recipe: Recipe) -> None:
 
 
 def _parser(description: str) -> Parser:
-    parser = Parser(prog="run_train.sh", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="run_train.sh", description=description)
     parser.add_argument("recipe", nargs="?", help="a name that --list prints; without one the headline or digits")
     parser.add_argument("--list", action="store_true", help="print the recipes")
     parser.add_argument("--dry_run", action="store_true", help="print everything about the run without running it")
@@ -303,24 +301,13 @@ def _result_of_finished(job: Job) -> dict | None:
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
     if not header["finished"]:
         return None
-    for name in ("last", "best") if header["result"].get("best") else ("last",):
-        _check_weights(job.saved / f"{name}.pdparams", header_file.parent)
+    try:  # its weights have to be there, and whole
+        for name in ("last", "best") if header["result"].get("best") else ("last",):
+            read_weights(job.saved / f"{name}.pdparams")
+    except UserError as problem:
+        text = f"{job.logs}: holds the record of a finished run whose weights {name}.pdparams are not here or damaged"
+        raise UserError(f"{text} ({problem}); say --restart to train it again, or choose another --run NAME") from None
     return header["result"]
-
-
-def _check_weights(path: Path, logs: Path) -> None:
-    """A record says finished: its weights have to be there, and whole."""
-    state = "not here"
-    if path.exists():
-        try:
-            read_weights(path)
-            return
-        except UserError as problem:
-            state = f"damaged ({problem})"
-    raise UserError(
-        f"{logs}: holds the record of a finished run whose weights {path.name} are {state}; say --restart to set it "
-        "aside and train again, or choose another --run NAME"
-    )
 
 
 def _set_aside(job: Job) -> None:

@@ -31,7 +31,7 @@ from reproduce.meeting import Layout, meet, number_from, place_of_node
 
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
-_TIME_TO_SAY_WHY = 15  # seconds, for processes that lose contact to another node: see distributed.await_the_launcher
+_TIME_TO_SAY_WHY = 15  # seconds, for processes that lose contact to another node: see cli._GRACE
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
 # set by other launchers on many clusters; Paddle would take them before its own
 _NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
@@ -67,10 +67,8 @@ def _processes(gpus: int) -> int:
     """How many processes this node runs."""
     wished = number_from("NPROC", gpus or 1, at_least=1)
     if gpus and wished > gpus:
-        raise UserError(
-            f"NPROC={wished}: there are {gpus} visible GPUs; lower NPROC, or set CUDA_VISIBLE_DEVICES='' "
-            "to compute on the CPU"
-        )
+        text = f"NPROC={wished}: there are {gpus} visible GPUs"
+        raise UserError(f"{text}; lower NPROC, or set CUDA_VISIBLE_DEVICES='' to compute on the CPU")
     return wished
 
 
@@ -196,10 +194,8 @@ class _Processes:
         """A line on what became of the process that failed first; its last lines are printed before."""
         kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
         if number is None:
-            return (
-                "error: another node of this run has ended, its output says why; the processes of this node were ended "
-                f"too; the same commands continue the run; {kept}"
-            )
+            text = "error: another node of this run has ended, its output says why"
+            return f"{text}; the processes of this node were ended too; the same commands continue the run; {kept}"
         lines = self._lines(number) if number else []  # those of the first one were shown
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)

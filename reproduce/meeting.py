@@ -76,10 +76,8 @@ def place_of_node(nodes: int) -> tuple[int, int, str, int]:
     except (OSError, UnicodeError) as error:
         raise UserError(f"MASTER={master}: {host} is not known here ({error})") from None
     if node > 0 and address.startswith("127.") and host != address:
-        raise UserError(
-            f"MASTER={master}: {host} is {address} on node {node}, which is that node itself; give the first node's "
-            "address in the network"
-        )
+        text = f"MASTER={master}: {host} is {address} on node {node}, which is that node itself"
+        raise UserError(f"{text}; give the first node's address in the network")
     return node, nodes, address, int(port)
 
 
@@ -165,10 +163,8 @@ def _patiently(whom: Callable[[], str]) -> Iterator[None]:
         if time.monotonic() - said >= _SAY_EVERY:
             said = time.monotonic()
             print(f"launch:     {said - began:.0f} s, still waiting for {whom()}", flush=True)
-    raise UserError(
-        f"{whom()} did not come within {_GIVE_UP / 60:.0f} minutes; start the same command on every node, and see "
-        "that MASTER's port can be reached from all of them"
-    )
+    text = f"{whom()} did not come within {_GIVE_UP / 60:.0f} minutes; start the same command on every node"
+    raise UserError(f"{text}, and see that MASTER's port can be reached from all of them")
 
 
 def _send(connection: socket.socket, message: dict) -> None:

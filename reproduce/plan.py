@@ -128,10 +128,8 @@ def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> 
             size //= 2
     if size == 0:
         need = memory_bytes(recipe, config, 1, gpu.fused) / 2**30
-        raise UserError(
-            f"{recipe.name} needs about {need:.0f} GiB for one image in {recipe.precision}, {gpu.name} has "
-            f"{gpu.gib:.0f}; say --recompute true, or a smaller --image_size or --model"
-        )
+        text = f"{recipe.name} needs about {need:.0f} GiB for one image in {recipe.precision}, {gpu.name} has"
+        raise UserError(f"{text} {gpu.gib:.0f}; say --recompute true, or a smaller --image_size or --model")
     return dataclasses.replace(recipe, micro_batch_size=min(size, share))
 
 
@@ -165,7 +163,7 @@ def flops_per_image(config: Config) -> int:
     """Of one forward pass, of both networks where there are two."""
     if isinstance(config, TwoNetworksConfig):
         return flops_per_image(config.first) + flops_per_image(config.second)
-    return config.flops_per_image() if isinstance(config, ViTConfig) else _measured(config)[1]
+    return sum(config.flops_by_part().values()) if isinstance(config, ViTConfig) else _measured(config)[1]
 
 
 def memory_bytes(recipe: Recipe, config: Config, images: int, fused: bool) -> int:

@@ -58,10 +58,8 @@ def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[li
         return None, "the weights do not say what they were trained on"
     if not isinstance(names, list) or len(names) != num_classes:
         count = f"{len(names)} names" if isinstance(names, list) else "no list"
-        raise UserError(
-            f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes; "
-            f"give --class_names FILE with {num_classes} lines"
-        )
+        text = f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes"
+        raise UserError(f"{text}; give --class_names FILE with {num_classes} lines")
     return [printable(str(name)) for name in names], origin
 
 

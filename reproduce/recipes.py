@@ -307,17 +307,13 @@ def check(recipe: Recipe) -> None:
     if not 0 < recipe.learning_rate < math.inf:
         raise UserError(f"--learning_rate {recipe.learning_rate}: must be above 0")
     if recipe.second_pretrained and not recipe.second_model:
-        raise UserError(
-            f"--second_pretrained {recipe.second_pretrained}: there is no second network; name it with "
-            "--second_model, or say --pretrained"
-        )
+        text = f"--second_pretrained {recipe.second_pretrained}: there is no second network"
+        raise UserError(f"{text}; name it with --second_model, or say --pretrained")
     if recipe.second_model and recipe.num_views != 2:
         raise UserError(f"--second_model {recipe.second_model}: two networks are two views; leave --num_views at 2")
     if recipe.select_on == "validation" and not recipe.holds_out:
-        raise UserError(
-            "--validation_per_class 0 leaves nothing to choose the best checkpoint on; hold some images out or say "
-            "--select_on test"
-        )
+        text = "--validation_per_class 0 leaves nothing to choose the best checkpoint on"
+        raise UserError(f"{text}; hold some images out or say --select_on test")
 
 
 def what_is_wrong(field: dataclasses.Field, value) -> str:

@@ -8,7 +8,6 @@ A page says which table it wants with a line `<!-- table NAME -->` and, below, `
 TABLES. Tables show logs/evidence and logs/study; a run of your own is shown once its folder is moved there.
 """
 
-import argparse
 import itertools
 import json
 import re
@@ -113,9 +112,8 @@ def first(logs: Logs) -> pd.DataFrame:
     paper = literature[literature["source"] == "paper"].set_index("model")["top1"]
     zbp = runs[(runs["repository"] == audit.ZBP) & (runs["processes"] > 1)].sort_values("best").iloc[-1]
     zpc = runs[runs["repository"] == audit.ZPC].sort_values("best").iloc[-1]
-    audited = (
-        f"{zbp['best']:.2f} (zbp, mean of {zbp['processes']} processes), {zpc['best']:.2f} (zpc, best on the test set)"
-    )
+    audited = f"{zbp['best']:.2f} (zbp, mean of {zbp['processes']} processes)"
+    audited += f", {zpc['best']:.2f} (zpc, best on the test set)"
     google = literature[literature["source"].str.contains("google-research")]["top1"].iloc[0].split()[0]
     headlines = {
         "ViT-B/16 + R-Drop": ("cifar100_vit_b16_rdrop", audited),
@@ -342,9 +340,7 @@ def compare(a: Path, b: Path) -> str:
 
 
 def main(argv=None) -> None:
-    parser = Parser(
-        prog="python -m reproduce.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m reproduce.report", description=__doc__)
     task = parser.add_mutually_exclusive_group()
     task.add_argument("--check", action="store_true", help="exit 1 when a table is not what logs/ give")
     task.add_argument("--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="folders of two runs")

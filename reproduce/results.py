@@ -125,9 +125,8 @@ def _row(path: Path, logs: Path) -> dict | None:
             **{f"{name}_last": float(last[name]) for name in ("accuracy", "nll", "ece")},
         }
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as problem:
-        raise UserError(
-            f"{path}: not the header of a run ({_detail(problem)}); restore it, or move its folder away"
-        ) from None
+        text = f"{path}: not the header of a run ({_detail(problem)})"
+        raise UserError(f"{text}; restore it, or move its folder away") from None
 
 
 def _detail(problem: Exception) -> str:
@@ -147,10 +146,8 @@ def study_runs(runs: pd.DataFrame) -> pd.DataFrame:
     found = found[found["study"].isin(STUDIES) & found["arm"].isin(ARMS)]
     for run in found.itertuples():
         if run.recipe != STUDIES[run.study].recipe or run.seed != int(run.named):
-            raise UserError(
-                f"logs/{run.name}: its name says recipe {STUDIES[run.study].recipe} and seed {run.named}, its run.json "
-                f"{run.recipe!r:.40} and {run.seed}; give the folder its own name"
-            )
+            text = f"logs/{run.name}: its name says recipe {STUDIES[run.study].recipe} and seed {run.named}"
+            raise UserError(f"{text}, its run.json {run.recipe!r:.40} and {run.seed}; give the folder its own name")
     for _, arm in found.groupby(["study", "arm"]):
         _check_same(arm)
     places = {name: place for place, name in enumerate([*STUDIES, *ARMS])}
@@ -168,10 +165,8 @@ def _check_same(arm: pd.DataFrame) -> None:
         for key in settings.keys() & first["settings"].keys() - _FREE:
             own, others = (Path(str(values[key])).name for values in (settings, first["settings"]))
             if own != others:
-                raise UserError(
-                    f"logs/{name}: has {key} {own!r:.40} where {first['name']} has {others!r:.40}; runs of an arm "
-                    "differ by the seed alone"
-                )
+                text = f"logs/{name}: has {key} {own!r:.40} where {first['name']} has {others!r:.40}"
+                raise UserError(f"{text}; runs of an arm differ by the seed alone")
 
 
 # ---- arms and differences
@@ -275,16 +270,13 @@ def read_predictions(run: Path) -> pd.DataFrame:
         if not (found["confidence"].between(0, 1.001) & found["nll"].between(-0.001, 1e9)).all():  # fp32 rounds
             raise ValueError("its confidences and NLL are not those of probabilities")
     except (OSError, ValueError, LookupError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as problem:
-        raise UserError(
-            f"{path}: not readable as predictions ({_detail(problem)}); copy it again from the run"
-        ) from None
+        text = f"{path}: not readable as predictions ({_detail(problem)})"
+        raise UserError(f"{text}; copy it again from the run") from None
     found["hit"] = found["label"] == found["predicted"]
     correct, total = int(found["hit"].sum()), len(found)
     if (correct, total) != (row["correct"], row["test_images"]):
-        raise UserError(
-            f"{path}: has {correct:,} of {total:,} images right, run.json says {row['correct']:,} of "
-            f"{row['test_images']:,}; the two are not of one run, copy both again"
-        )
+        text = f"{path}: has {correct:,} of {total:,} images right, run.json says {row['correct']:,} of"
+        raise UserError(f"{text} {row['test_images']:,}; the two are not of one run, copy both again")
     return found
 
 

@@ -95,11 +95,9 @@ class Run:
             if name == "gradient_norm" and self.scaler is not None:  # loss scaling skips such a step
                 continue
             if not math.isfinite(found[name]):
-                raise UserError(
-                    f"step {step}: the {name.replace('_', ' ')} is {found[name]}; "
-                    f"{checkpoint.where_it_stands(self.saved)}. Lower --learning_rate or --alpha, or check the "
-                    "pretrained weights"
-                )
+                text = f"step {step}: the {name.replace('_', ' ')} is {found[name]}"
+                advice = "Lower --learning_rate or --alpha, or check the pretrained weights"
+                raise UserError(f"{text}; {checkpoint.where_it_stands(self.saved)}. {advice}")
 
     # Evaluation
 
@@ -211,8 +209,7 @@ class Run:
         return self._earlier_seconds + time.perf_counter() - self._began
 
     def _save_state(self, folder: Path) -> None:
-        state = checkpoint.capture(self.progress, self.meaning, self.model, self.optimizer, self.scaler)
-        checkpoint.save(folder, state)
+        checkpoint.save(folder, self.progress, self.meaning, self.model, self.optimizer, self.scaler)
 
     def _save_model(self, path: Path) -> None:
         known = {**self._provenance, "class_names": self.data.class_names, "step": self.step}

@@ -12,7 +12,6 @@ command may be stopped and started at any time. Options that the study does not 
 threads changes the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -180,11 +179,9 @@ def _estimate(todo: list[StudyRun]) -> str:
         config = run.recipe.network(sizes.classes)
         recipe = plan.resolve(plan.with_epochs(run.recipe, sizes), config, gpu, 1)
         made = plan.make_plan(recipe, config, sizes)
-        training, evaluation, precision = (
-            training + made.flops_training,
-            evaluation + made.flops_evaluation,
-            recipe.precision,
-        )
+        training += made.flops_training
+        evaluation += made.flops_evaluation
+    precision = recipe.precision
     if gpu is None and training > _FOR_A_CPU:
         gpu, precision = plan.gpu_named("A100 40GB"), "bf16"
     return plan.time_needed(training, evaluation, precision, gpu)
@@ -290,9 +287,7 @@ class Runner:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="run_train.sh --study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="run_train.sh --study", description=__doc__)
     parser.add_argument("study", help=", ".join(STUDIES))
     parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
     parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")

@@ -144,7 +144,7 @@ def train_step(recipe: Recipe, model, optimizer, scaler, step: int, batches) -> 
         scaler.unscale_(optimizer)  # the norm is that of the true gradients
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = global_norm(gradients).astype("float64").reshape([1])
-    numbers = paddle.concat([distributed.sum_on_device(sums), norm])
+    numbers = paddle.concat([distributed.summed(sums), norm])
     loss, cross_entropy, kl, norm = numbers.tolist()  # the one transfer of an update
     clip(gradients, norm, recipe.max_grad_norm or math.inf)
     apply_gradients(optimizer, scaler)

@@ -219,12 +219,12 @@ def test_digits_are_real_and_split_without_overlap():
 
 def test_held_out_images_depend_on_the_split_seed_alone():
     labels = np.repeat(np.arange(5), 30)
-    train, held_out = split_indices(labels, 10, 4, 0, seed=0)
+    train, held_out = split_indices(labels, 10, 4, 0, split_seed=0)
     assert len(train) == 50 and len(held_out) == 20 and not set(train) & set(held_out)
-    np.testing.assert_array_equal(held_out, split_indices(labels, 0, 4, 0, seed=0)[1])
-    assert set(held_out) != set(split_indices(labels, 10, 4, 0, seed=1)[1])
+    np.testing.assert_array_equal(held_out, split_indices(labels, 0, 4, 0, split_seed=0)[1])
+    assert set(held_out) != set(split_indices(labels, 10, 4, 0, split_seed=1)[1])
     with pytest.raises(UserError, match="class 0 has 30 training images, fewer than"):
-        split_indices(labels, 27, 4, 0, seed=0)
+        split_indices(labels, 27, 4, 0, split_seed=0)
 
 
 @pytest.fixture

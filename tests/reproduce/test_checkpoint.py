@@ -28,7 +28,7 @@ def trained(steps, folder=None, resume=False):
         optimizer.clear_grad()
         if folder is not None:
             progress = checkpoint.Progress(step=step + 1)
-            checkpoint.save(folder, checkpoint.capture(progress, {"alpha": 1}, model, optimizer, None))
+            checkpoint.save(folder, progress, {"alpha": 1}, model, optimizer, None)
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 

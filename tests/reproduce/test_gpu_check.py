@@ -6,9 +6,10 @@ import json
 import numpy as np
 import paddle
 import pytest
+from conftest import assert_user_error
 
 from common.errors import UserError
-from reproduce import gpu_check
+from reproduce import cli, gpu_check
 from reproduce.plan import Gpu
 
 CARD = Gpu("Emulated", 16, peak_16=100, peak_32=20, fused=False)
@@ -33,6 +34,12 @@ def test_a_cpu_passes_and_what_needs_a_gpu_is_skipped_by_name(command, tmp_path)
     }
     assert "skipped  16 bits against fp32: needs a GPU\n" in done.stdout
     assert f"written  {tmp_path}/cpu-" in done.stdout and "please attach it" in done.stdout
+
+
+@pytest.mark.skipif(cli.has_gpu(), reason="there is one")
+def test_without_a_gpu_nothing_passes(command, tmp_path):
+    assert_user_error(command("reproduce.gpu_check", "--out", tmp_path), "--device gpu: ", "see docs/cluster.md")
+    assert not list(tmp_path.iterdir())
 
 
 def check_comparison(monkeypatch, folder, disturb):

@@ -64,7 +64,7 @@ def test_flops_equal_a_count_of_every_matrix_product():
             layer.register_forward_post_hook(lambda layer, x, y: counted.append(y.size * layer.weight[0].size))
     model(paddle.zeros([1, 3, 8, 8]))
     rows = (config.depth - 1) * config.tokens + 1  # the last block has one query, the class token's
-    assert config.flops_per_image() == 2 * (sum(counted) + 2 * rows * config.tokens * config.width)
+    assert flops_per_image(config) == 2 * (sum(counted) + 2 * rows * config.tokens * config.width)
 
 
 def test_one_view_takes_half_the_work():

@@ -92,7 +92,7 @@ def test_train_then_evaluate(command, tmp_path):
     assert_user_error(call(*short), f"{refused} not here", "--restart")
     whole = (saved / "moved").read_bytes()
     (saved / "last.pdparams").write_bytes(whole[: len(whole) // 2])
-    assert_user_error(call(*short), f"{refused} damaged", "--restart")
+    assert_user_error(call(*short), f"{refused} not here or damaged", "--restart")
     (saved / "moved").rename(saved / "last.pdparams")
     assert command("reproduce.train", *SHORT, "--restart").returncode == 0  # a process of its own, as the first was
     assert (tmp_path / "logs" / "short.old-1" / "metrics.jsonl").exists()
@@ -136,9 +136,9 @@ def test_on_a_gpu_a_run_is_saved_by_time_and_records_its_memory(tmp_path, monkey
     """Emulated: an update takes 4 minutes and a save is due after more than 10, so after updates 3 and 6; the end."""
     clock, saved, save, step = [0.0], [], checkpoint.save, train.train_step
 
-    def saving(folder, state):
-        saved.append(state.progress.step)
-        return save(folder, state)
+    def saving(folder, progress, *state):
+        saved.append(progress.step)
+        return save(folder, progress, *state)
 
     def four_minutes_later(*arguments):
         clock[0] += 240
