@@ -15,6 +15,6 @@ if (($# == 0)); then
   echo "run_tests: ruff check, ruff format --check, then pytest"
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
-  set -- --numprocesses 2 --dist loadfile # the tests of a file share what they have prepared
+  set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder # the tests of a file share what they have prepared
 fi
 exec "$PYTHON" -m pytest "$@"
