@@ -43,7 +43,7 @@ setup_build() {
   [[ $banner =~ CUDA\ (UMD\ )?Version:\ *([0-9]+\.[0-9]) ]] && version=${BASH_REMATCH[2]}
   # Newer builds leave out Volta (V100) and older cards, whose drivers are as new.
   oldest=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | head -n 1) || oldest=""
-  if [[ $version =~ ^1[1-9] && $oldest =~ ^([3-6]\.[0-9]|7\.[0-4])$ ]]; then
+  if [[ $version =~ ^1[2-9] && $oldest =~ ^([3-6]\.[0-9]|7\.[0-4])$ ]]; then
     version=11.8
   fi
   case $version in

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -207,6 +208,16 @@ def test_hours_are_the_work_over_the_peak():
     found = plan.time_needed(*work, recipe.precision, A100)
     assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
     assert "not known for X" in plan.time_needed(*work, "fp32", Gpu("X", 10))
+
+
+@pytest.mark.parametrize(("flag", "fused"), [("flash", True), ("mem_efficient", True), ("other", False)])
+def test_attention_is_fused_only_where_the_build_has_a_kernel(flag, fused, monkeypatch):
+    """Paddle takes plain attention elsewhere, and does not say so."""
+    found = SimpleNamespace(name="NVIDIA A100-SXM4-40GB", total_memory=40 * 2**30, major=8)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_properties", lambda: found)
+    monkeypatch.setattr(paddle.amp, "is_bfloat16_supported", lambda: True)
+    monkeypatch.setattr(paddle.framework, "_global_flags", lambda: {f"FLAGS_{flag}_attn_available": True})
+    assert plan.gpu_here() == dataclasses.replace(A100, name=found.name, fused=fused)
 
 
 def test_names_of_cards():
