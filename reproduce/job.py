@@ -305,8 +305,8 @@ def _result_of_finished(job: Job) -> dict | None:
         for name in ("last", "best") if header["result"].get("best") else ("last",):
             read_weights(job.saved / f"{name}.pdparams")
     except UserError as problem:
-        text = f"{job.logs}: holds the record of a finished run whose weights {name}.pdparams are not here or damaged"
-        raise UserError(f"{text} ({problem}); say --restart to train it again, or choose another --run NAME") from None
+        text = f"{job.logs}: holds the record of a finished run whose weights cannot be read ({problem})"
+        raise UserError(f"{text}; say --restart to set it aside, or choose another --run NAME") from None
     return header["result"]
 
 

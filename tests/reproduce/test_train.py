@@ -88,11 +88,11 @@ def test_train_then_evaluate(command, tmp_path):
     assert again.returncode == 0 and "finished:" in again.stdout and records(logs) == rows
     assert_user_error(call(*short, "--alpha", "0.25"), "other settings (alpha 1.0 -> 0.25)", "--restart")
     (saved / "last.pdparams").rename(saved / "moved")  # the record of a finished run is never overwritten
-    refused = "finished run whose weights last.pdparams are"
-    assert_user_error(call(*short), f"{refused} not here", "--restart")
+    refused = "finished run whose weights cannot be read"
+    assert_user_error(call(*short), refused, "last.pdparams: no such file", "--restart")
     whole = (saved / "moved").read_bytes()
     (saved / "last.pdparams").write_bytes(whole[: len(whole) // 2])
-    assert_user_error(call(*short), f"{refused} not here or damaged", "--restart")
+    assert_user_error(call(*short), refused, "last.pdparams: not a readable pickle", "--restart")
     (saved / "moved").rename(saved / "last.pdparams")
     assert command("reproduce.train", *SHORT, "--restart").returncode == 0  # a process of its own, as the first was
     assert (tmp_path / "logs" / "short.old-1" / "metrics.jsonl").exists()
