@@ -232,7 +232,7 @@ def audited(logs: Logs) -> pd.DataFrame:
 
 
 def claims(logs: Logs) -> pd.DataFrame:
-    table = audit.judge(logs.published["runs"])
+    table = logs.published["claims"]
     return pd.DataFrame(
         {
             "repository": table["repository"],

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,19 +12,7 @@ from visualdl import LogWriter
 from visualdl.component.base_component import scalar
 
 from common.errors import UserError
-from reproduce import ROOT
-from reproduce.audit import (
-    ZBP,
-    ZPC,
-    audit,
-    describe_schedule,
-    find_logs,
-    images_per_value,
-    judge,
-    main,
-    read_log,
-    read_record,
-)
+from reproduce.audit import ZBP, ZPC, audit, images_per_value, main, read_log, read_record
 
 PUBLISHED = SHARED / "published_logs"
 BEGAN = 1_700_000_000  # seconds of the first record of every log made here: 2023-11-14
@@ -82,19 +69,17 @@ def test_files_that_are_no_logs_are_refused_in_one_line(tmp_path):
     (tmp_path / "text").write_text("step,accuracy\n")
     (tmp_path / "cut").write_bytes(whole[:-3])
     (tmp_path / "empty").mkdir()
-    (tmp_path / "nothing").touch()
+    os.mkfifo(tmp_path / "pipe")
     last = whole.rindex(b"test/accuracy")
     for name, fragment in (
         ("text", "no VisualDL record file, or damaged at byte 0"),
         ("cut", f"no VisualDL record file, or damaged at byte {whole.rindex(bytes(7), 0, last) - 1:,}"),
-        ("nothing", "a VisualDL record file without scalars"),
+        ("empty", "a folder, not a file"),
+        ("pipe", "not a regular file but a pipe"),
+        ("none", "no such file"),
     ):
         with pytest.raises(UserError, match=f"{name}: {fragment}"):
-            read_log(tmp_path / name)
-    for name in ("empty", "none"):
-        with pytest.raises(UserError, match=f"{name}: neither a file nor a folder with VisualDL record files"):
             main([str(tmp_path / name)])
-    assert len(find_logs([tmp_path / "runs", tmp_path / "runs" / "vdlrecords.1.log"])) == 1
 
 
 def test_accuracies_that_are_none_are_refused(tmp_path):
@@ -103,6 +88,9 @@ def test_accuracies_that_are_none_are_refused(tmp_path):
         audit([loss])
     with pytest.raises(UserError, match=r"has no scalar acc \(it has test/accuracy\); name one with --accuracy_tag"):
         audit([loss], accuracy_tag="acc")
+    (tmp_path / "nothing").touch()
+    with pytest.raises(UserError, match=r"has no scalar test/accuracy \(it has none\)"):
+        audit([read_log(tmp_path / "nothing")])
     twice = [("test/accuracy", step, 0.5, second) for second, step in enumerate([10, 20, 30, 10, 20])]
     with pytest.raises(UserError, match="holds more than one run: test/accuracy begins again at step 10"):
         audit([read_log(write_log(tmp_path / "b", twice))])
@@ -125,7 +113,7 @@ def test_no_unit_is_made_up():
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_the_accuracy_of_several_processes_is_their_mean(tmp_path, scale):
     shares = random_shares()
-    (run,) = audit([read_log(make_log(tmp_path / "vdlrecords.1.log", shares, scale=scale))])[0].to_dict("records")
+    run, _ = audit([read_log(make_log(tmp_path / "vdlrecords.1.log", shares, scale=scale))])
     means = 100 * shares.mean(axis=1)
     assert (run["processes"], run["images_per_value"], run["test_images"], run["evaluations"]) == (3, 400, 1200, 40)
     assert run["best"] == pytest.approx(means.max(), abs=1e-4)
@@ -135,20 +123,23 @@ def test_the_accuracy_of_several_processes_is_their_mean(tmp_path, scale):
     assert run["started"] == "2023-11-14" and run["hours"] == pytest.approx(39 * 20 / 3600, abs=0.01)
 
 
-def test_files_that_keep_pace_are_one_run_a_copy_is_none_and_another_run_is_another(tmp_path):
-    one, other = random_shares(), random_shares(seed=1)
-    paths = [
-        make_log(tmp_path / "vdlrecords.1.log", one, ranks=[0, 2]),
-        make_log(tmp_path / "vdlrecords.2.log", one, ranks=[1]),
-        make_log(tmp_path / "copy" / "vdlrecords.1.log", one, ranks=[0, 2]),
-        make_log(tmp_path / "vdlrecords.3.log", other, later=5000),
-    ]
-    runs, accuracy = audit([read_log(path) for path in paths])
-    assert list(runs["run"]) == ["1 + 2", "3"] and list(runs["processes"]) == [3, 3]
-    assert runs["best"].tolist() == pytest.approx(
-        [100 * shares.mean(axis=1).max() for shares in (one, other)], abs=1e-4
+def test_the_files_of_a_run_are_audited_together_and_no_others(tmp_path):
+    shares = random_shares()
+    one, copy, other, another = (
+        read_log(make_log(tmp_path / name / "vdlrecords.1.log", values, ranks, later))
+        for name, values, ranks, later in (
+            ("one", shares, [0, 2], 0),
+            ("copy", shares, [0, 2], 0),
+            ("other", shares, [1], 0),
+            ("another", random_shares(seed=1), [1], 5000),
+        )
     )
-    assert len(accuracy) == 80
+    run, accuracy = audit([one, other])
+    assert run["run"] == "1 + 1" and run["processes"] == 3 and len(accuracy) == 40
+    assert run["best"] == pytest.approx(100 * shares.mean(axis=1).max(), abs=1e-4)
+    for wrong in (copy, another):
+        with pytest.raises(UserError, match=r"1\.log: is a copy of .*, or of another run; give the files of one run"):
+            audit([one, wrong])
 
 
 def test_a_step_that_a_process_lost_is_left_out(tmp_path):
@@ -158,122 +149,60 @@ def test_a_step_that_a_process_lost_is_left_out(tmp_path):
     records = read_log(path).scalars["test/accuracy"]
     lost = records[~((records["step"] == 80) & (records.index % 3 == 0))]
     rows = [("test/accuracy", row.step, row.value, row.time - BEGAN) for row in lost.itertuples()]
-    runs, _ = audit([read_log(write_log(tmp_path / "vdlrecords.2.log", rows))])
-    assert runs["evaluations"].item() == 39 and runs["best"].item() < 90
+    run, _ = audit([read_log(write_log(tmp_path / "vdlrecords.2.log", rows))])
+    assert run["evaluations"] == 39 and run["best"] < 90
 
 
 def test_equal_best_values_are_counted(tmp_path):
     shares = random_shares(ranks=1)
     shares[[5, 9]] = 0.95
-    runs, _ = audit([read_log(make_log(tmp_path / "vdlrecords.1.log", shares))])
-    assert (runs["best_step"].item(), runs["best_times"].item()) == (60, 2)
-
-
-# ---- schedule
-
-STEPS_DOWN = np.where(np.arange(1000) < 500, 1, 0.1)
-
-
-def rates(shape, warmup=50, planned=1000, end=1000, peak=0.01):
-    steps = np.arange(1, end + 1)
-    progress = (steps - warmup) / (planned - warmup)
-    after = {"cosine": (1 + np.cos(math.pi * progress)) / 2, "linear": 1 - progress, "constant": 1 + 0 * progress}
-    return pd.Series(peak * np.where(steps < warmup, steps / warmup, after[shape]), steps)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        (rates("cosine"), "warm-up 50 to 0.01, cosine to 0 at 1,000, finished"),
-        (rates("cosine", end=600), "warm-up 50 to 0.01, cosine to 0 at 1,000, stopped at 600"),
-        (rates("linear", planned=2000, end=900), "warm-up 50 to 0.01, linear to 0 at 2,000, stopped at 900"),
-        (rates("linear", warmup=1), "from 0.01, no warm-up, linear to 0 at 1,000, finished"),
-        (rates("constant"), "warm-up 50 to 0.01, constant to step 1,000"),
-        (rates("constant") * STEPS_DOWN, "warm-up 50 to 0.01, then other; 0.001 at step 1,000"),
-    ],
-)
-def test_a_schedule_is_described(schedule, expected):
-    assert describe_schedule(schedule) == expected
-
-
-@pytest.mark.parametrize("tag", ["train/lr", "train/learning_rate", "LR"])
-def test_the_learning_rate_is_found_by_its_name(tmp_path, tag):
-    rows = [(tag, step, rate, 2 * step) for step, rate in rates("cosine", end=600).items()]
-    rows.append(("test/accuracy", 600, 0.5, 1200))
-    runs, _ = audit([read_log(write_log(tmp_path / "vdlrecords.1.log", rows))])
-    assert runs["schedule"].item() == "warm-up 50 to 0.01, cosine to 0 at 1,000, stopped at 600"
-
-
-# ---- claims
-
-
-def test_a_claim_is_judged_by_the_logs_of_its_own_repository():
-    row = {"processes": 1, "images_per_value": 10_000, "test_images": 10_000, "best_value_step": 1}
-    runs = pd.DataFrame(
-        [
-            row | {"repository": ZPC, "best": 92.71, "last": 92.4, "best_value": 92.71},
-            row | {"repository": "another/one", "best": 93.92, "last": 93.92, "best_value": 93.92},
-        ]
-    )
-    found = judge(runs)
-    assert set(found["repository"]) == {ZPC}  # zbp's claims have no log here, whatever the others reach
-    assert dict(zip(found["percent"], found["supported"], strict=True)) == {
-        92.71: "yes",
-        92.65: "cannot tell",
-        92.66: "cannot tell",
-    }
-    assert judge(runs[:1].assign(best=92.5))["supported"].unique().tolist() == ["no"]
+    run, _ = audit([read_log(make_log(tmp_path / "vdlrecords.1.log", shares))])
+    assert (run["best_step"], run["best_times"]) == (60, 2)
 
 
 # ---- the real ones
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory):
-    """The folder that --record writes for the raw published logs."""
+def test_the_record_is_what_the_audit_of_the_raw_logs_gives():
     if not PUBLISHED.is_dir():
         pytest.skip(f"the published logs are not at {PUBLISHED}")
-    folder = tmp_path_factory.mktemp("published")
-    for name in ("files.csv", "claims.csv", "literature.csv"):
-        shutil.copy(ROOT / "logs" / "published" / name, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("reproduce.audit.FOLDER", folder)
-        main([str(PUBLISHED), "--record"])
-    return folder
+    logs = {log.sha256: log for log in map(read_log, PUBLISHED.rglob("vdlrecords.*"))}
+    record = read_record()
+    columns = record["accuracy"].columns
+    for row in record["runs"].drop(columns=["repository", "schedule"]).to_dict("records"):
+        found, accuracy = audit([logs[digest] for digest in row["sha256"].split()])
+        assert found == row
+        recorded = record["accuracy"][record["accuracy"]["run"] == row["run"]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(accuracy[columns], recorded, check_exact=True)
 
 
-def test_what_the_published_logs_reach_on_all_test_images(record):
-    runs = read_record(record)["runs"]
-    zbp = runs[runs["repository"] == ZBP].set_index("run")
-    four = zbp.loc["1633182432 + 1633182433"]
+def test_what_the_published_logs_reach_on_all_test_images():
+    runs = read_record()["runs"].set_index("run")
+    four = runs.loc["1633182432 + 1633182433"]
     assert (four["processes"], four["images_per_value"], four["test_images"]) == (4, 2500, 10_000)
     assert (four["best"], four["best_step"], four["best_value"]) == (93.01, 7600, 93.92)
-    assert (zbp.loc["1629277487", "best"], zbp.loc["1629277487", "processes"]) == (93.40, 1)
-    zpc = runs[runs["repository"] == ZPC].set_index("run")
-    assert (zpc.loc["1629143311", "best"], zpc.loc["1629143311", "last"]) == (92.71, 92.46)
-    assert (zpc.loc["1629861071", "best"], zpc.loc["1629861071", "last"]) == (92.66, 92.55)
-    assert zpc.loc["1629143311", "schedule"] == "warm-up 500 to 0.01, cosine to 0 at 20,000, stopped at 16,874"
-
-
-def test_the_record_is_what_the_audit_of_the_raw_logs_gives(record):
-    for name in ("runs.csv", "accuracy.csv"):
-        assert (record / name).read_bytes() == (ROOT / "logs" / "published" / name).read_bytes(), name
+    assert (runs.loc["1629277487", "best"], runs.loc["1629277487", "processes"]) == (93.40, 1)
+    zpc = runs[runs["repository"] == ZPC]
+    assert zpc[["best", "last"]].to_numpy().tolist() == [[92.71, 92.46], [92.66, 92.55]]
 
 
 def test_the_command_prints_the_finding(tmp_path, capsys):
-    make_log(tmp_path / "vdlrecords.1.log", random_shares())
-    main([str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert re.search(r"^images_per_value +400\ntest_images +1200$", printed, re.MULTILINE)
-    assert re.search("^schedule +rate not logged$", printed, re.MULTILINE) and "claim" not in printed
-    with pytest.raises(UserError, match="--record is for the logs whose repositories are known"):
-        main([str(tmp_path), "--record"])
+    main([str(make_log(tmp_path / "vdlrecords.1.log", random_shares()))])
+    assert re.search(r"^images_per_value +400\ntest_images +1200$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_what_the_claims_rest_on():
-    claims = judge(read_record()["runs"]).set_index(["repository", "percent"])
-    assert claims.loc[(ZBP, 93.92), "rests_on"] == "one of 4 processes, 2,500 images, step 6,100"
-    assert claims.loc[(ZBP, 93.44), "supported"] == "no" and claims.loc[(ZPC, 92.71), "supported"] == "yes"
+def test_what_is_said_of_the_claims_is_what_the_runs_have():
+    record = read_record()
+    for claim in record["claims"].itertuples():
+        runs = record["runs"][record["runs"]["repository"] == claim.repository]
+        values = runs["last" if claim.moment == "end" else "best"].round(2)
+        assert claim.reached == values.max()
+        expected = "no" if values.max() < claim.percent else "cannot tell"
+        assert claim.supported == ("yes" if (values == claim.percent).any() else expected)
+        parts = runs[(runs["processes"] > 1) & (runs["best_value"].round(2) == claim.percent)]
+        rests_on = [f"one of 4 processes, 2,500 images, step {step:,}" for step in parts["best_value_step"]]
+        assert claim.rests_on == "".join(rests_on)
+    assert len(record["claims"][record["claims"]["repository"] == ZBP]) == 5
 
 
 def test_the_mean_of_googles_runs_is_that_of_its_six_runs():
@@ -292,18 +221,10 @@ def test_times_of_no_calendar_are_some_day_and_no_traceback(tmp_path, stamp, cap
         for step in (1, 2**62):
             message = scalar("test/accuracy", 0.5, step, stamp).SerializeToString()
             file.write(len(message).to_bytes(8, "little") + message)
-    main([str(tmp_path)])
+    main([str(tmp_path / "vdlrecords.1.log")])
     printed = capsys.readouterr().out
     assert re.search(rf"^last_step +{2**62}$", printed, re.MULTILINE)
     assert re.search(r"^started +[-\d]+$", printed, re.MULTILINE)
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-def test_rates_that_are_none_are_no_schedule(tmp_path, value, capsys):
-    rows = [("train/lr", step, value, step) for step in range(1, 9)] + [("test/accuracy", 8, 0.5, 9)]
-    write_log(tmp_path / "vdlrecords.1.log", rows)
-    main([str(tmp_path)])
-    assert "schedule         cannot tell: the logged rate is not positive" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1])
@@ -317,10 +238,3 @@ def test_names_of_scalars_do_not_steer_the_screen(tmp_path):
     log = read_log(write_log(tmp_path / "a", [("\x1b[31mred\nline", 1, 0.5, 0)]))
     with pytest.raises(UserError, match=r"it has \\x1b\[31mred\\nline\)"):
         audit([log])
-
-
-def test_what_is_no_file_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "vdlrecords.fifo")
-    for path in (tmp_path / "vdlrecords.fifo", tmp_path):
-        with pytest.raises(UserError, match="neither a file nor a folder with VisualDL record files"):
-            find_logs([path])
