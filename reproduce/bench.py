@@ -1,4 +1,4 @@
-"""Measure what this project costs, beside PyTorch and plain Paddle, pair by pair in one run.
+"""Measure time and memory of this project beside PyTorch and plain Paddle, in pairs within one run.
 
     python -m reproduce.bench                              all parts, 7 repetitions: about an hour on 2 cores
     python -m reproduce.bench --part step_ti16 input       two of them: some minutes

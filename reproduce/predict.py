@@ -1,10 +1,10 @@
-"""What a network sees in pictures: the most probable classes of image files, with their probabilities.
+"""Predict the most probable classes of image files, with their probabilities.
 
     python -m reproduce.predict checkpoints/digits-seed42/best.pdparams photo.png folder/
 
 A picture is prepared as in the evaluation of the data set that the weights were trained on, so that the probabilities
 are the same. For weights from elsewhere it is prepared as a config beside the file says, or as is usual for the
-classes of ImageNet. What nothing says is printed as "assumed", and each of it can be said by an option.
+classes of ImageNet. A setting that no source gives is printed as "assumed"; each of these has an option.
 """
 
 import contextlib

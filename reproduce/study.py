@@ -6,10 +6,11 @@
     bash run_train.sh --study cifar100_fast --jobs 4      four GPUs, a run on each
     bash run_train.sh --study cifar100_102 --jobs 2 --data_dir DIR --pretrained FILE
 
-Runs land in logs/study/ and checkpoints/study/; of several at a time each writes what it prints to
-checkpoints/study/NAME.txt. What is finished is left out, what was stopped continues, so the same
-command may be stopped and started at any time. Options that the study does not know go to every run. The number of
-threads changes the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
+Runs land in logs/study/ and checkpoints/study/. With --jobs above 1, the output of a run goes to
+checkpoints/study/NAME.txt. Finished runs are left out and stopped ones continue, so the same
+command may be stopped and started at any time. Options that the study does not know go to every run. The runs that come
+with this project in logs/study/ count as finished: --out FOLDER repeats them elsewhere. The number of threads changes
+the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
 """
 
 import json
@@ -124,7 +125,7 @@ def finished(run: StudyRun, out: Path) -> bool:
         wanted = run.recipe.meaning()
         if wanted["precision"] == "auto":  # settled by the machine that it ran on
             del wanted["precision"]
-        changed = changed_settings(recipe, wanted)
+        changed = changed_settings(_with_file_names(recipe), _with_file_names(wanted))
     except FileNotFoundError:
         return False
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
@@ -133,6 +134,12 @@ def finished(run: StudyRun, out: Path) -> bool:
         text = f"{header.parent}: holds a run with other settings ({changed})"
         raise UserError(f"{text}; say --out FOLDER to keep this study apart")
     return is_finished
+
+
+def _with_file_names(settings: dict) -> dict:
+    """The settings without the folders of weight files: who repeats a study has the same file elsewhere."""
+    files = {name: Path(settings[name]).name for name in ("pretrained", "second_pretrained") if name in settings}
+    return {**settings, **files}
 
 
 def main() -> None:

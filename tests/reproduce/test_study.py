@@ -47,6 +47,17 @@ def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
     assert listed.count("\nfinished") == 2 and listed.count("\nto do") == 2
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_runs_that_come_with_the_project_count_as_finished(name):
+    """Wherever the reader has the pretrained weights."""
+    listed = call("reproduce.study", name, "--list")
+    assert listed.returncode == 0, listed.stderr
+    runs = [line.split(": ")[0].split() for line in listed.stdout.splitlines() if f" study/{name}-" in line]
+    assert runs
+    for *state, run in runs:
+        assert state == (["finished"] if (ROOT / "logs" / run).is_dir() else ["to", "do"])
+
+
 def test_two_runs_at_a_time_share_the_cores_and_stop_together(command, tmp_path):
     arguments = ["digits", "--seeds", 1, "--arm", "baseline", "--arm", "rdrop_1", "--jobs", 2, *SHORT]
     arguments = [*map(str, arguments), "--out", str(tmp_path)]
