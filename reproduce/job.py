@@ -5,7 +5,6 @@ With several processes the first one does what touches files, and the others wai
 
 import contextlib
 import dataclasses
-import json
 import shlex
 import sys
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from reproduce import ROOT, checkpoint, distributed, plan
 from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
+from reproduce.run_log import read_header
 
 # folders of logs/ and checkpoints/ that hold others
 _NO_RUNS = ("evidence", "study", "tuning", "growth_stages", "alignment", "bench", "published", "reliability")
@@ -152,10 +152,8 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
 
 def _precision_on_record(job: Job) -> str:
     """That of the run of the same name, where there is one: what was chosen once is kept; else "auto"."""
-    try:
-        return json.loads((job.logs / "run.json").read_text())["recipe"]["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "auto"
+    header = read_header(job.logs)
+    return header["recipe"].get("precision", "auto") if header else "auto"
 
 
 @contextlib.contextmanager
@@ -290,15 +288,10 @@ def _fetch_pretrained(recipe: Recipe) -> None:
 
 def _result_of_finished(job: Job) -> dict | None:
     """The result of a run of the same name and meaning that went to its end, None otherwise."""
-    header_file = job.logs / "run.json"
-    if not header_file.exists():
+    header = read_header(job.logs)
+    if header is None:
         return None
-    try:
-        header = json.loads(header_file.read_text())
-        header["recipe"].items(), header["finished"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{header_file}: is damaged; remove it (the run then continues from its checkpoints)") from None
-    checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), header_file.parent)
+    checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), job.logs)
     if not header["finished"]:
         return None
     try:  # its weights have to be there, and whole

@@ -7,7 +7,6 @@ All functions return pandas tables. Accuracies and calibration errors are shares
 Intervals are Student's t at 95 %; a column `X_half` is half the width of the interval of the mean in column `X`.
 """
 
-import json
 import math
 import shlex
 import zipfile
@@ -23,7 +22,7 @@ from common.archives import check_members
 from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
-from reproduce.run_log import read_metrics
+from reproduce.run_log import read_header, read_metrics
 
 LOGS = ROOT / "logs"
 CITED = ("evidence", "study")  # folders of logs/ whose runs READMEs and docs show; all others are their user's own
@@ -95,10 +94,10 @@ _COLUMNS = ("name", "path", "recipe", "settings", "seed", "steps", "rate", "seco
 
 def _row(path: Path, logs: Path) -> dict | None:
     """A run as a row of the table; None for one that has not finished or was not evaluated."""
+    header = read_header(path.parent)
+    if header is None:
+        raise UserError(f"{path}: no such file; give the folder of a run")
     try:
-        if not path.is_file():
-            raise ValueError("no such file")
-        header = json.loads(path.read_text())
         if not header["finished"] or "best" not in header["result"]:
             return None
         recipe, machine, result = header["recipe"], header["machine"], header["result"]

@@ -20,7 +20,7 @@ import paddle
 from visualdl.component.base_component import scalar
 from visualdl.writer.record_writer import RecordWriter
 
-from common.atomic import atomic_write
+from common.atomic import atomic_write, require_file
 from common.errors import UserError
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 from reproduce.cli import on_gpu
@@ -112,12 +112,29 @@ class RunLog:
 
 def _earlier_starts(folder: Path) -> list[dict]:
     """Machine and first step of each earlier start."""
-    try:
-        earlier = json.loads((folder / "run.json").read_text())
-    except (OSError, json.JSONDecodeError):
+    earlier = read_header(folder)
+    if earlier is None:
         return []
     start = {key: earlier.get(key) for key in ("machine", "continued_after_step")}
     return [*earlier.get("earlier_starts", []), start]
+
+
+def read_header(folder: Path) -> dict | None:
+    """The run.json of a run, which has at least a `recipe` and `finished`; None where there is none.
+
+    Raises UserError for a file that is not the record of a run.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return None
+    require_file(path)
+    try:
+        header = json.loads(path.read_text())
+        if not isinstance(header["recipe"], dict) or type(header["finished"]) is not bool:
+            raise ValueError
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        raise UserError(f"{path}: is damaged, or not the record of a run; restore or remove it") from None
+    return header
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -13,7 +13,6 @@ with this project in logs/study/ count as finished: --out FOLDER repeats them el
 the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -32,6 +31,7 @@ from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings
 from reproduce.cli import SIGNALS, Parser, Stopped, StopRequest, has_gpu, parse, run_command, say
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
+from reproduce.run_log import read_header
 
 
 @dataclass(frozen=True)
@@ -118,27 +118,22 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Stu
 
 def finished(run: StudyRun, out: Path) -> bool:
     """Whether the record of the run says that it went to its end. Raises UserError for one with other settings."""
-    header = out / "logs" / run.name / "run.json"
-    try:
-        record = json.loads(header.read_text())
-        recipe, is_finished = record["recipe"], bool(record["finished"])
-        wanted = run.recipe.meaning()
-        if wanted["precision"] == "auto":  # settled by the machine that it ran on
-            del wanted["precision"]
-        changed = changed_settings(_with_file_names(recipe), _with_file_names(wanted))
-    except FileNotFoundError:
+    folder = out / "logs" / run.name
+    header, wanted = read_header(folder), run.recipe.meaning()
+    if header is None:
         return False
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
-        raise UserError(f"{header}: is not the record of a run; remove its folder or mend it") from None
+    if wanted["precision"] == "auto":  # settled by the machine that it ran on
+        del wanted["precision"]
+    changed = changed_settings(_with_file_names(header["recipe"]), _with_file_names(wanted))
     if changed:
-        text = f"{header.parent}: holds a run with other settings ({changed})"
+        text = f"{folder}: holds a run with other settings ({changed})"
         raise UserError(f"{text}; say --out FOLDER to keep this study apart")
-    return is_finished
+    return header["finished"]
 
 
 def _with_file_names(settings: dict) -> dict:
     """The settings without the folders of weight files: who repeats a study has the same file elsewhere."""
-    files = {name: Path(settings[name]).name for name in ("pretrained", "second_pretrained") if name in settings}
+    files = {name: Path(str(settings[name])).name for name in ("pretrained", "second_pretrained") if name in settings}
     return {**settings, **files}
 
 

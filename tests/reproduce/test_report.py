@@ -187,7 +187,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path):
         (damaged, "predictions.npz: not readable as predictions"),
         (missing, "predictions.npz: no such file"),
         (going, "this run has not finished"),
-        (tmp_path / "nowhere", "nowhere/run.json: not the header of a run"),
+        (tmp_path / "nowhere", "nowhere/run.json: no such file; give the folder of a run"),
     ):
         with pytest.raises(UserError, match=fragment):
             compare(a, run)

@@ -49,19 +49,12 @@ def test_runs_are_found_at_any_depth_and_only_finished_and_evaluated_ones(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("content", "fragment"),
-    [
-        ("{", "Expecting property name"),
-        ("[]", "list indices"),
-        ("[" * 100_000, "recursion"),
-        ('{"finished": true, "result": {"best": {}}}', "it has no 'recipe'"),
-        ('{"finished": true, "result": 3}', "int"),
-    ],
+    "content", ["", "{", "[]", "[" * 100_000, '{"finished": true}', '{"recipe": 3, "finished": true}']
 )
-def test_a_damaged_header_is_named_in_one_line(tmp_path, content, fragment):
+def test_a_damaged_header_is_named_in_one_line(tmp_path, content):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.json").write_text(content)
-    with pytest.raises(UserError, match=f"bad/run.json: not the header of a run .*{fragment}") as error:
+    with pytest.raises(UserError, match=r"bad/run\.json: is damaged, or not the record of a run; restore") as error:
         find_runs(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -72,7 +65,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         (folder / name).unlink()
         os.mkfifo(folder / name)
     assert read_metrics(folder) == []
-    with pytest.raises(UserError, match="not the header of a run"):
+    with pytest.raises(UserError, match="not a regular file but a pipe"):
         find_runs(tmp_path)
 
 

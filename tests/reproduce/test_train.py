@@ -162,7 +162,7 @@ def test_the_precision_that_was_chosen_once_is_kept_on_resume(tmp_path):
     started = ("reproduce.train", "digits", "--dry_run", "--gpu", "A100 40GB", "--run", "x", "--out", tmp_path)
     assert "as on A100 40GB, bf16, micro-batches of 64, fused attention" in call(*started).stdout
     (tmp_path / "logs" / "x").mkdir(parents=True)
-    (tmp_path / "logs" / "x" / "run.json").write_text('{"recipe": {"precision": "fp32"}}')
+    (tmp_path / "logs" / "x" / "run.json").write_text('{"recipe": {"precision": "fp32"}, "finished": false}')
     assert "as on A100 40GB, fp32, micro-batches of 64 (auto: " in call(*started).stdout
     assert "as on A100 40GB, fp16, micro-batches" in call(*started, "--precision", "fp16").stdout
 
