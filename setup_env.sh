@@ -28,7 +28,7 @@ setup_fail() {
 
 # Print the build of PaddlePaddle to have: cpu, or the newest CUDA build that the NVIDIA driver can run.
 setup_build() {
-  local recorded banner version=none oldest
+  local recorded banner version=none cards oldest youngest
   case ${PADDLE_CUDA:-} in
     '') ;;
     cpu | cu118 | cu126 | cu129 | cu130) echo "$PADDLE_CUDA" && return ;;
@@ -41,15 +41,18 @@ setup_build() {
   banner=$(nvidia-smi 2>/dev/null) || { echo cpu && return; }
   # The newest CUDA that the driver can run. Newer drivers call it "CUDA UMD Version".
   [[ $banner =~ CUDA\ (UMD\ )?Version:\ *([0-9]+\.[0-9]) ]] && version=${BASH_REMATCH[2]}
+  cards=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n) || cards=""
+  oldest=${cards%%$'\n'*} youngest=${cards##*$'\n'}
   # Newer builds leave out Volta (V100) and older cards, whose drivers are as new.
-  oldest=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -n | head -n 1) || oldest=""
   if [[ $version =~ ^1[2-9] && $oldest =~ ^([3-6]\.[0-9]|7\.[0-4])$ ]]; then
     version=11.8
   fi
   case $version in
     1[3-9].* | [2-9][0-9].*) echo cu130 ;;
     12.9) echo cu129 ;;
-    12.*) echo cu126 ;; # a driver of CUDA 12.0 runs what was built for any 12.x
+    12.*) # a driver of CUDA 12.0 runs what was built for any 12.x; CUDA 12.6 does not know Blackwell (10.0 on) yet
+      if [[ $youngest =~ ^[1-9][0-9]\. ]]; then echo cu129; else echo cu126; fi
+      ;;
     11.[89]) echo cu118 ;;
     *)
       setup_say "taking the CPU build: nvidia-smi reports CUDA version $version, the GPU builds need 11.8"

@@ -160,6 +160,8 @@ def choose_device(wish: str) -> str:
         build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
         raise UserError(f"--device gpu: {build}; use --device cpu, or see docs/cluster.md on the GPU build")
     device = "gpu" if wish != "cpu" and has_gpu() else "cpu"
+    if wish == "auto" and device == "cpu" and paddle.is_compiled_with_cuda():
+        say("warning", "the GPU build of PaddlePaddle finds no GPU and computes on the CPU; see docs/cluster.md")
     if device == "gpu" and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
     if device == "gpu":  # else Paddle computes convolutions of fp32 in TF32, with 10 bits instead of 23

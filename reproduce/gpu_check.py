@@ -44,6 +44,7 @@ _ALLOWED = {  # relative error of the loss, and of all gradients together (L2)
     "fp16 against fp32": (2e-2, 1e-1),
     "fused against plain attention": (2e-2, 1e-1),
 }
+_NO_HALF = "needs a GPU of compute capability 7.0"
 _DIGITS = "--num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
 
 
@@ -112,8 +113,8 @@ def compare_precisions(gpu):
     exact = loss_and_gradients(gpu, "float64", place="cpu")
     plain = loss_and_gradients(gpu, "fp32")
     yield _compare("fp32 against float64", plain, exact)
-    if gpu is None:
-        yield Check("16 bits against fp32", None, "needs a GPU")
+    if not _half(gpu):
+        yield Check("16 bits against fp32", None, _NO_HALF)
         return
     half = loss_and_gradients(gpu, _half(gpu))
     yield _compare(f"{_half(gpu)} against fp32", half, plain)
@@ -124,7 +125,9 @@ def compare_precisions(gpu):
 
 
 def _half(gpu) -> str:
-    """The precision in 16 bits that this GPU trains best in."""
+    """The precision in 16 bits that this GPU trains best in, "" for none."""
+    if gpu is None or not gpu.fp16:
+        return ""
     return "bf16" if gpu.bf16 else "fp16"
 
 
@@ -170,8 +173,8 @@ def _compare(name: str, found, expected) -> Check:
 def time_updates(gpu):
     """Updates in fp32 and in 16 bits: speed, share of the card's peak, memory against the estimate, hours."""
     yield _timed(gpu, _recipe(gpu, "fp32"))
-    if gpu is None:
-        yield Check(f"{_TIMED} updates in 16 bits", None, "needs a GPU")
+    if not _half(gpu):
+        yield Check(f"{_TIMED} updates in 16 bits", None, _NO_HALF)
         return
     yield _timed(gpu, _recipe(gpu, _half(gpu)))
 
@@ -202,11 +205,13 @@ def _timed(gpu, recipe: Recipe) -> Check:
 
 def _on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
     """What `seconds` an update mean on this card: share of its peak, memory, hours of the headline."""
-    made = plan.make_plan(recipe, recipe.network(100), Sizes(100, recipe.batch_size, 0, 0), 1, fused)
+    config = recipe.network(100)
+    made = plan.make_plan(recipe, config, Sizes(100, recipe.batch_size, 0, 0), 1, fused)
+    estimate = plan.memory_bytes(recipe, config, recipe.batch_size, fused)
     peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
     text = f", {made.flops_per_step / seconds / peak / 1e10:.0f} % of the peak" if peak else ""
     used = paddle.device.cuda.max_memory_reserved() / 2**30
-    text += f", {used:.1f} GiB (estimate {made.memory_bytes / 2**30:.1f} of {gpu.gib:.0f})"
+    text += f", {used:.1f} GiB (estimate {estimate / 2**30:.1f} of {gpu.gib:.0f})"
     headline = get_recipe(HEADLINE)
     hours = headline.num_steps * headline.batch_size / recipe.batch_size * seconds / 3600
     return f"{text}, the headline takes {hours:.1f} hours of training on one such GPU"

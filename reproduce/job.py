@@ -19,7 +19,7 @@ from models.weights import PRETRAINED_URLS, read_weights
 from reproduce import ROOT, checkpoint, distributed, plan
 from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
-from reproduce.recipes import HEADLINE, RECIPES, SMALL, Recipe, add_options, get_recipe
+from reproduce.recipes import HEADLINE, PRECISIONS, RECIPES, SMALL, Recipe, add_options, get_recipe
 from reproduce.run_log import read_header
 
 # folders of logs/ and checkpoints/ that hold others
@@ -74,6 +74,10 @@ def prepare(description: str):
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
+    distributed.same_everywhere(
+        2 * PRECISIONS.index(job.recipe.precision) + job.fused,
+        "the processes would compute in different precisions, as their GPUs differ; say --precision fp32",
+    )
     with _locked(job):
         if distributed.is_main():
             if options.restart:
@@ -140,7 +144,7 @@ def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
     if gpu is not None:
         say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
         if need > gpu.gib:
-            say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size, or leave it to auto")
+            say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size or --eval_batch_size")
     elif elsewhere:
         say("memory", f"about {need:.2g} GiB a process (estimate: weights, gradients, optimizer, activations)")
     work = [planned.flops_training, planned.flops_evaluation]
@@ -226,8 +230,8 @@ def _check_run_name(run: str) -> None:
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
     if precision != "fp32" and gpu is None:
         raise UserError(f"--precision {precision}: a CPU has no such matrix product in Paddle; use fp32 or a GPU")
-    if precision == "bf16" and not gpu.bf16:
-        raise UserError(f"--precision bf16: {gpu.name} cannot compute in it; use fp16 or fp32")
+    if precision != "fp32" and not getattr(gpu, precision):
+        raise UserError(f"--precision {precision}: {gpu.name} cannot compute in it; leave it to auto, or say fp32")
 
 
 def _check_batch_norm(recipe: Recipe) -> None:

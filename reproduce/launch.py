@@ -42,6 +42,8 @@ def main() -> None:
     local, nodes = _processes(gpus), number_from("NNODES", 1, at_least=1)
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
     if local == 1 and nodes == 1:
+        if gpus:  # else Paddle opens a context on every visible GPU when it frees memory
+            os.environ.setdefault("FLAGS_selected_gpus", "0")
         os.execv(sys.executable, command)
     layout = meet(*place_of_node(nodes), local) if nodes > 1 else Layout.of_one_node(local)
     folder = Path(tempfile.mkdtemp(prefix="reproduce-launch-"))

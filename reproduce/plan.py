@@ -37,6 +37,7 @@ class Gpu:
     peak_16: float = 0.0  # bf16, or fp16 where there is no bf16; 0 = not known
     peak_32: float = 0.0
     bf16: bool = True
+    fp16: bool = True  # compute capability 7.0 on: below, Paddle takes fp32 instead and warns at most
     fused: bool = True  # has PaddlePaddle's fused attention: compute capability 8.0 on
 
 
@@ -56,13 +57,14 @@ _CARDS = (
 
 def gpu_here() -> Gpu:
     """The current GPU of Paddle, with its peaks where the card is known."""
-    found = paddle.device.cuda.get_device_properties()
+    found = paddle.device.cuda.get_device_properties(paddle.get_device())  # of this process, not of the first one
     card = _known(found.name) or Gpu(found.name, 0)
     return dataclasses.replace(
         card,
         name=found.name,
         gib=found.total_memory / 2**30,
         bf16=paddle.amp.is_bfloat16_supported(),
+        fp16=found.major >= 7,
         fused=found.major >= 8 and _build_has_fused_attention(),
     )
 
@@ -101,7 +103,7 @@ class Plan:
     flops_per_step: int
     flops_training: int
     flops_evaluation: int
-    memory_bytes: int  # of one process
+    memory_bytes: int  # of one process, in training or in evaluation, whichever takes more
 
 
 def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
@@ -151,7 +153,10 @@ def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1, 
         flops_per_step=per_step,
         flops_training=per_step * recipe.num_steps,
         flops_evaluation=per_image * evaluated_images(recipe, sizes),
-        memory_bytes=memory_bytes(recipe, config, min(recipe.micro_batch_size, share), fused),
+        memory_bytes=max(
+            memory_bytes(recipe, config, min(recipe.micro_batch_size, share), fused),
+            evaluation_memory_bytes(recipe, config),
+        ),
     )
 
 
@@ -167,7 +172,7 @@ def flops_per_image(config: Config) -> int:
 
 
 def memory_bytes(recipe: Recipe, config: Config, images: int, fused: bool) -> int:
-    """Of one process: weights, gradients, the optimizer's, and what a micro-batch keeps for the backward pass."""
+    """Of one process in training: weights, gradients, the optimizer's, and what a micro-batch keeps."""
     precision = recipe.precision
     parameters, copies = _parameters(config), 4 if recipe.optimizer == "adam" else 3
     each = 4 * copies
@@ -175,6 +180,20 @@ def memory_bytes(recipe: Recipe, config: Config, images: int, fused: bool) -> in
         each += 2  # the 16-bit cast of the weights
     views = 1 if recipe.second_model else recipe.num_views
     return each * parameters + images * views * activation_bytes(config, precision, fused, recipe.recompute)
+
+
+def evaluation_memory_bytes(recipe: Recipe, config: Config) -> int:
+    """Of one process in an evaluation: weights, the optimizer's, and the largest part of a block, in fp32.
+
+    0 for convolutional networks, which take more in training.
+    """
+    if not (isinstance(config, ViTConfig) and recipe.eval_every):
+        return 0
+    t, d = config.tokens, config.width
+    attention = 2 * config.heads * t * t + 5 * t * d  # scores and weights; the block's input, its norm, q, k, v
+    mlp = 2 * t * config.mlp_width + 3 * t * d
+    copies = 3 if recipe.optimizer == "adam" else 2
+    return 4 * (copies * _parameters(config) + recipe.eval_batch_size * max(attention, mlp))
 
 
 def activation_bytes(config: Config, precision: str, fused: bool, recompute: bool = False) -> int:

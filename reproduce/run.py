@@ -21,6 +21,7 @@ from reproduce.run_log import RunLog, machine
 _SECONDS_BETWEEN_SAVES = 600  # on a GPU, where 100 updates pass quickly and a state of ViT-B/16 has 690 MB
 _STEPS_ON_CPU = 100  # between two saves
 _STEPS_TO_MEASURE = 20  # before the time left is said
+_MOST_SKIPPED = 20  # updates in a row: loss scaling has then come from 65,536 to below 1
 
 
 class Run:
@@ -53,7 +54,7 @@ class Run:
             "finished": False,
         }
         self.log = RunLog(self.logs, header, self.progress.rows, continued=self.step > 0)
-        self._improved, self._best_before = False, self.progress.best
+        self._improved, self._best_before, self._skipped = False, self.progress.best, 0
         self._check_best_weights()
         self._began, self._earlier_seconds = time.perf_counter(), self.progress.seconds
         self._first_step, self._last_save = self.step, time.monotonic()
@@ -91,13 +92,14 @@ class Run:
                 say("time", f"{duration(each * (self.recipe.num_steps - step))} of training left at this speed")
 
     def _check_finite(self, step: int, found: dict) -> None:
-        for name in ("loss", "gradient_norm"):
-            if name == "gradient_norm" and self.scaler is not None:  # loss scaling skips such a step
-                continue
-            if not math.isfinite(found[name]):
-                text = f"step {step}: the {name.replace('_', ' ')} is {found[name]}"
-                advice = "Lower --learning_rate or --alpha, or check the pretrained weights"
-                raise UserError(f"{text}; {checkpoint.where_it_stands(self.saved)}. {advice}")
+        """With loss scaling, an update whose gradients overflow is skipped, and the next one is scaled less."""
+        overflows = not math.isfinite(found["gradient_norm"])
+        self._skipped = self._skipped + 1 if overflows and self.scaler is not None else 0
+        wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(found[name])]
+        if wrong and not (wrong == ["gradient_norm"] and 0 < self._skipped <= _MOST_SKIPPED):
+            text = f"step {step}: the {wrong[0].replace('_', ' ')} is {found[wrong[0]]}"
+            advice = "Lower --learning_rate or --alpha, or check the pretrained weights"
+            raise UserError(f"{text}; {checkpoint.where_it_stands(self.saved)}. {advice}")
 
     # Evaluation
 

@@ -293,9 +293,13 @@ def test_build_follows_what_nvidia_smi_prints(project, tmp_path, banner, build):
         ("9.0 7.5", "13.0", "cu130"),
         ("7.0", "11.8", "cu118"),
         ("7.0", "11.4", "cpu"),  # no build runs on that driver
+        ("12.0", "12.8", "cu129"),  # CUDA 12.6 cannot compile for Blackwell
+        ("12.0 8.9", "12.8", "cu129"),
+        ("12.0", "13.0", "cu130"),
+        ("8.9", "12.8", "cu126"),
     ],
 )
-def test_cards_that_newer_builds_leave_out_get_an_older_one(project, tmp_path, capabilities, driver, build):
+def test_the_build_is_one_that_all_cards_run_on(project, tmp_path, capabilities, driver, build):
     """A driver of CUDA 13 still serves a V100, PaddlePaddle's builds for CUDA 13 do not."""
     query = f'case "$*" in *compute_cap*) printf "%s\\n" {capabilities}; exit ;; esac'
     make_command(tmp_path / "nvidia-smi", query, f"echo '{BANNER.format(driver)}'")

@@ -32,7 +32,7 @@ def test_a_cpu_passes_and_what_needs_a_gpu_is_skipped_by_name(command, tmp_path)
         "2 processes as one": True,
         "a killed run continues": True,
     }
-    assert "skipped  16 bits against fp32: needs a GPU\n" in done.stdout
+    assert "skipped  16 bits against fp32: needs a GPU of compute capability 7.0\n" in done.stdout
     assert f"written  {tmp_path}/cpu-" in done.stdout and "please attach it" in done.stdout
 
 

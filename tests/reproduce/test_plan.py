@@ -11,10 +11,11 @@ from conftest import assert_user_error
 from in_process import call
 from paddle.base import core
 
-from data import dataset_sizes
+from common.errors import UserError
+from data import Sizes, dataset_sizes
 from models import MODELS, build_model, count_parameters, model_config
 from models.vit import ViTConfig
-from reproduce import plan
+from reproduce import gpu_check, job, plan
 from reproduce.plan import Gpu, activation_bytes, flops_per_image, gpu_named, make_plan, memory_bytes, with_epochs
 from reproduce.recipes import HEADLINE, RECIPES, get_recipe
 
@@ -214,10 +215,37 @@ def test_hours_are_the_work_over_the_peak():
 def test_attention_is_fused_only_where_the_build_has_a_kernel(flag, fused, monkeypatch):
     """Paddle takes plain attention elsewhere, and does not say so."""
     found = SimpleNamespace(name="NVIDIA A100-SXM4-40GB", total_memory=40 * 2**30, major=8)
-    monkeypatch.setattr(paddle.device.cuda, "get_device_properties", lambda: found)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_properties", {"cpu": found}.get)
     monkeypatch.setattr(paddle.amp, "is_bfloat16_supported", lambda: True)
     monkeypatch.setattr(paddle.framework, "_global_flags", lambda: {f"FLAGS_{flag}_attn_available": True})
     assert plan.gpu_here() == dataclasses.replace(A100, name=found.name, fused=fused)
+
+
+def test_a_card_without_16_bits_is_not_taken_for_one_that_has_them(monkeypatch):
+    """Paddle would compute in fp32 below compute capability 7.0, and the record would say fp16."""
+    found = SimpleNamespace(name="Tesla P100-PCIE-16GB", total_memory=16 * 2**30, major=6)
+    monkeypatch.setattr(paddle.device.cuda, "get_device_properties", {"cpu": found}.get)
+    monkeypatch.setattr(paddle.amp, "is_bfloat16_supported", lambda: False)
+    old, v100 = plan.gpu_here(), gpu_named("V100")
+    assert not (old.fp16 or old.bf16 or old.fused) and gpu_check._half(old) == ""
+    assert (gpu_check._half(v100), gpu_check._half(A100)) == ("fp16", "bf16")
+    with pytest.raises(UserError, match="--precision fp16: Tesla P100-PCIE-16GB cannot compute in it"):
+        job._check_precision("fp16", old)
+    with pytest.raises(UserError, match="--precision bf16: V100 cannot compute in it"):
+        job._check_precision("bf16", v100)
+    job._check_precision("fp16", v100)
+
+
+def test_the_memory_of_an_evaluation_counts():
+    """It is in fp32 with plain attention: 100 images at once take more than a small micro-batch in training."""
+    recipe = get_recipe(HEADLINE, micro_batch_size=1, precision="bf16")
+    config, sizes = recipe.network(100), Sizes(100, 49_000, 1000, 10_000)
+    training = plan.memory_bytes(recipe, config, recipe.micro_batch_size, True)
+    scores = 2 * 12 * 577**2 * 4 * 100  # two arrays, heads, tokens, bytes, images
+    assert training < scores + 8 * 86e6 < make_plan(recipe, config, sizes).memory_bytes < 5 * 2**30
+    smaller = dataclasses.replace(recipe, eval_batch_size=10)
+    assert make_plan(smaller, config, sizes).memory_bytes == training
+    assert make_plan(dataclasses.replace(recipe, eval_every=0), config, sizes).memory_bytes == training
 
 
 def test_names_of_cards():

@@ -419,6 +419,35 @@ def test_flags_of_the_cpu_are_not_set_on_a_gpu(monkeypatch):
     assert told == {"device": "gpu", "FLAGS_use_stride_kernel": True, "cudnn": False, "cublas": False}  # no TF32
 
 
+def test_a_gpu_build_that_finds_no_gpu_says_so(monkeypatch, capsys):
+    """Paddle's own warning comes while it is imported, and is not shown then."""
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 0)
+    assert cli.choose_device("cpu") == "cpu" and capsys.readouterr().out == ""
+    assert cli.choose_device("auto") == "cpu"
+    assert capsys.readouterr().out.startswith("warning:    the GPU build of PaddlePaddle finds no GPU")
+
+
+def test_processes_that_would_compute_in_different_precisions_do_not_start(tmp_path):
+    """As cards of different kinds choose for themselves; here a run.json that only one of them sees."""
+    record = tmp_path / "logs" / "x" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text('{"recipe": {"precision": "bf16"}, "finished": false}')
+    script = (
+        "from reproduce import distributed, job, train\n"
+        "from reproduce.cli import run_command\n"
+        "if distributed.rank():\n"
+        "    job._precision_on_record = lambda job: 'fp16'\n"
+        "job._check_precision = lambda precision, gpu: None\n"
+        "run_command(train.main)\n"
+    )
+    (tmp_path / "two_kinds.py").write_text(script)
+    words = [sys.executable, "-m", "reproduce.launch", "two_kinds", "digits", "--run", "x", "--out", str(tmp_path)]
+    environment = {**os.environ, "NPROC": "2", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert_user_error(done, "the processes would compute in different precisions, as their GPUs differ")
+
+
 def test_the_result_comes_first_and_a_picture_that_cannot_be_drawn_ends_no_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(curves, "draw_run", lambda *given: 1 / 0)
     finish(Job(get_recipe("digits"), "run", tmp_path, result={"last": {"step": 6}}))
