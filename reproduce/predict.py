@@ -18,7 +18,6 @@ import paddle
 from paddle.nn import functional as F
 
 from common.errors import UserError, printable
-from data import CLASSES, dataset_files, load_dataset
 from data.folders import SUFFIXES
 from data.prepared import Preparation, preparation
 from data.tables import is_picture, visible
@@ -37,25 +36,20 @@ _DECODERS, _AT_ONCE = 2, 8  # threads, and pictures that are decoded while the n
 def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[list[str] | None, str]:
     """The names in the order of the logits, and where they were found; (None, why not) when nobody knows them.
 
-    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, the data set it was trained on if
-    that is on this disk. Nothing is downloaded. Characters that are not printable are written as escapes.
+    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. Characters that are
+    not printable are written as escapes.
 
     Raises:
         UserError: names that cannot be read, or more or fewer of them than `num_classes`.
     """
-    dataset = weights.metadata.get("recipe", {}).get("dataset")
     if names_file is not None:
         names, origin = _read_names(names_file), str(names_file)
     elif "class_names" in weights.metadata:
         names, origin = weights.metadata["class_names"], str(weights.path)
     elif "class_names" in weights.pictures:
         names, origin = weights.pictures["class_names"], f"the config beside {weights.path}"
-    elif dataset in list(CLASSES) and all(Path(folder).is_dir() for folder in dataset_files(dataset)):
-        names, origin = load_dataset(dataset).class_names, f"the data set {dataset}"
-    elif dataset:
-        return None, f"{printable(str(dataset))} is not on this disk"
     else:
-        return None, "the weights do not say what they were trained on"
+        return None, "neither the weights nor a config beside them say them"
     if not isinstance(names, list) or len(names) != num_classes:
         count = f"{len(names)} names" if isinstance(names, list) else "no list"
         text = f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes"
@@ -79,8 +73,8 @@ def _read_names(path) -> list[str]:
 def add_options(parser: Parser) -> None:
     """The weight file, and what of it can be said by options."""
     parser.add_argument("weights", help=WEIGHTS_HELP)
-    names = "text file with the name of class 0 in its first line and so on; default: from the weights, or from the "
-    parser.add_argument("--class_names", metavar="FILE", help=names + "data set that they were trained on")
+    names = "text file with the name of class 0 in its first line and so on; default: from the weights, or a config"
+    parser.add_argument("--class_names", metavar="FILE", help=f"{names} beside them")
     add_weight_options(parser)
 
 

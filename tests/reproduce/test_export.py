@@ -34,7 +34,8 @@ def write_weights(path, seed=0, overflow=False, **more):
         model.norm.bias.set_value(np.full(64, 1e30, np.float32))
         model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
     network = dataclasses.asdict(model.config)
-    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network, **more})
+    names = {"class_names": [str(i) for i in range(10)]}
+    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network, **names, **more})
     return path
 
 

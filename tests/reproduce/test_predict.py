@@ -10,17 +10,16 @@ import pytest
 from conftest import assert_user_error
 from PIL import Image
 
-import data
 from common.errors import UserError
 from common.pixels import Resize
 from data import load_dataset
 from data.folders import ImageFiles
 from data.prepared import Preparation, preparation, resize_option
 from models import build_model
-from models.weights import Weights, model_from_file, save_weights
+from models.weights import model_from_file, save_weights
 from reproduce.evaluate import evaluate
 from reproduce.evaluate import main as evaluate_main
-from reproduce.predict import class_names, main
+from reproduce.predict import main
 
 SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other pixels
 DIGITS = {"recipe": {"dataset": "digits"}}
@@ -41,7 +40,8 @@ def write_weights(path, metadata, overflow=False):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "best.pdparams", DIGITS)
+    names = {"class_names": [str(i) for i in range(10)]}
+    return write_weights(tmp_path_factory.mktemp("weights") / "best.pdparams", {**DIGITS, **names})
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def names_of(output):
     return [line.split("%  ")[1] for line in output.splitlines() if " %  " in line]
 
 
-def test_names_come_from_the_option_then_the_weights_then_the_data_set(tmp_path, pictures, capsys):
+def test_names_come_from_the_option_then_the_weights(tmp_path, pictures, capsys):
     own = [f"own {i}" for i in range(10)]
     both = write_weights(tmp_path / "both.pdparams", {**DIGITS, "class_names": own})
     one = str(pictures / "0.png")
@@ -129,24 +129,6 @@ def test_names_come_from_the_option_then_the_weights_then_the_data_set(tmp_path,
     assert "names not known" in output and "--class_names FILE" in output
     main([str(unknown), one, "--json"])
     assert json.loads(capsys.readouterr().out)["top"][0]["name"] is None
-
-
-def of_dataset(name):
-    return Weights("w.pdparams", "this project", {}, {"recipe": {"dataset": name}})
-
-
-def test_names_of_cifar_are_read_from_the_disk(cifar100_folder):
-    names, origin = class_names(of_dataset("cifar100"), 100)
-    assert names[:2] == ["apple", "aquarium_fish"] and names[99] == "worm" and "cifar100" in origin
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet", "of a later version"])
-def test_names_are_never_downloaded(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(data, "DOWNLOADS", tmp_path / "downloads")
-    for archive in ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz"):  # nor unpacked
-        (tmp_path / archive).touch()
-    names, why = class_names(of_dataset(name), 10)
-    assert names is None and name in why and not (tmp_path / "downloads").exists()
 
 
 @pytest.mark.parametrize(
