@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(command, weights, pic
     assert f"{text}: not a readable picture" in lines[2]
     shown = done.stdout.splitlines()
     at = shown.index(str(good))
-    assert len(shown) == at + 6 and "digits" in done.stdout
+    assert len(shown) == at + 6 and f"names from {weights}" in done.stdout
     model = model_from_file(weights)[0]
     expected = evaluate(model, load_dataset("digits").test.subset([3]), SIZE, batch_size=1)
     assert [line.split()[-1] for line in shown[at + 1 :]] == [str(i) for i in expected.top5[0]]
