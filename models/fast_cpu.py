@@ -46,7 +46,9 @@ class FastLayerNorm(nn.LayerNorm):
     """nn.LayerNorm over the last dimension: (..., D) -> (..., D)."""
 
     def forward(self, x):
-        return _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
+        y = _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
+        y.again = lambda: F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._epsilon)  # see _input
+        return y
 
 
 class FastDropout(nn.Dropout):
@@ -78,10 +80,16 @@ class FastMlp(Mlp):
 _FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout, Mlp: FastMlp}
 
 
+def _input(x):
+    """Gives `x` in the backward pass. A LayerNorm's output is computed again there: that costs less than its memory."""
+    return getattr(x, "again", lambda: x)
+
+
 class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
+        ctx.input = _input(x)
+        ctx.save_for_backward(weight)
         ctx.needed = _needed(x, weight, bias)
         y = paddle.matmul(x, weight)
         row = _array(bias)
@@ -91,7 +99,7 @@ class _Linear(PyLayer):
 
     @staticmethod
     def backward(ctx, dy):
-        return _linear_gradients(*ctx.saved_tensor(), dy, ctx.needed)
+        return _linear_gradients(ctx.input(), *ctx.saved_tensor(), dy, ctx.needed)
 
 
 def _needed(*tensors) -> list[bool]:
@@ -171,7 +179,8 @@ class _Hidden(PyLayer):
                 slope *= kept
                 kept *= ctx.factor
                 result *= kept
-        ctx.save_for_backward(x, weight)
+        ctx.input = _input(x)
+        ctx.save_for_backward(weight)
         ctx.needed = _needed(x, weight, bias)
         ctx.derivative = derivative
         return y
@@ -182,7 +191,7 @@ class _Hidden(PyLayer):
         for slope, d, result in _pieces(ctx.derivative, dy, dz):
             np.multiply(d, ctx.factor, out=result)
             result *= slope
-        return _linear_gradients(*ctx.saved_tensor(), dz, ctx.needed)
+        return _linear_gradients(ctx.input(), *ctx.saved_tensor(), dz, ctx.needed)
 
 
 class _Dropout(PyLayer):

@@ -166,21 +166,29 @@ def add_gradients(recipe: Recipe, model, scaler, batches):
     """
     sums = paddle.zeros([3], "float64")
     try:
-        for images, labels in batches:  # (n, 3, S, S), (n,)
-            share = len(labels) / recipe.batch_size
-            with paddle.amp.auto_cast(recipe.precision != "fp32", dtype=AMP_DTYPES[recipe.precision]):
-                logits_a, logits_b = model.views(images) if recipe.num_views == 2 else (model(images), None)
-            found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
-            loss = found.loss * share * distributed.size()  # the exchange averages over the processes
-            if scaler is not None:
-                loss = scaler.scale(loss)
-            loss.backward()
-            sums += paddle.stack(list(found)).detach().astype("float64") * share
+        for images, labels in batches:
+            sums += forward_backward(recipe, model, scaler, images, labels)
     except (MemoryError, RuntimeError, SystemError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         return None
     return sums
+
+
+def forward_backward(recipe: Recipe, model, scaler, images, labels):
+    """Add the gradients of a micro-batch, (n, 3, S, S) and (n,), and give its share of the three means.
+
+    A function of its own, so that nothing of one micro-batch is kept while the next one is computed.
+    """
+    share = len(labels) / recipe.batch_size
+    with paddle.amp.auto_cast(recipe.precision != "fp32", dtype=AMP_DTYPES[recipe.precision]):
+        logits_a, logits_b = model.views(images) if recipe.num_views == 2 else (model(images), None)
+    found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
+    loss = found.loss * share * distributed.size()  # the exchange averages over the processes
+    if scaler is not None:
+        loss = scaler.scale(loss)
+    loss.backward()
+    return paddle.stack(list(found)).detach().astype("float64") * share
 
 
 def micro_batches(recipe: Recipe, images, first: int, size: int):

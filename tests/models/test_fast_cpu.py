@@ -1,6 +1,7 @@
 """The layers of models/fast_cpu.py beside Paddle's own: `plain` networks and layers beside those of `speed_up`."""
 
 import copy
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,18 @@ def assert_same(found, expected, tolerance):
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("reader", [nn.Linear(24, 48), mlp(24, 48)])
+def test_what_a_layer_norm_gives_is_not_kept_but_computed_again(reader):
+    norm, x = nn.LayerNorm(24, epsilon=1e-6), numbers(3, 5, 24)
+    both_of_them = nn.Sequential(norm, reader)
+    assert_same(*both(both_of_them, x), 1e-6)
+    y = fast(norm)(x)
+    assert np.array_equal(y.again().numpy(), y.numpy())
+    given, z = weakref.ref(y), fast(reader)(y)
+    del y
+    assert given() is None and not z.stop_gradient
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-13)])

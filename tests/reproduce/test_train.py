@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_on_a_gpu_a_run_is_saved_by_time_and_records_its_memory(tmp_path, monkey
     saved.clear()
     trained(tmp_path, "by steps", num_steps=8, save_every=5)
     assert saved == [5, 8]
+
+
+def test_nothing_of_a_micro_batch_is_kept_while_the_next_one_is_computed():
+    recipe = get_recipe("digits", precision="fp32", batch_size=6, micro_batch_size=2)
+    model = train.build_network(recipe, 10, fused=False)
+    views, before = model.views, []
+
+    def watched(images):
+        assert [given() for given in before] == [None] * len(before)
+        found = views(images)
+        before.extend(map(weakref.ref, found))
+        return found
+
+    model.views = watched
+    images, labels = paddle.zeros([2, 3, 8, 8]), paddle.zeros([2], "int64")
+    train.add_gradients(recipe, model, None, [(images, labels)] * 3)
+    assert len(before) == 6
 
 
 def test_the_precision_that_was_chosen_once_is_kept_on_resume(tmp_path):
