@@ -15,6 +15,7 @@ if (($# == 0)); then
   echo "run_tests: ruff check, ruff format --check, then pytest"
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
+  export OMP_NUM_THREADS=1 # two at a time: a thread each, as waiting threads would take the other's core
   set -- --numprocesses 2 --dist loadfile --no-loadscope-reorder # the tests of a file share what they have prepared
 fi
 exec "$PYTHON" -m pytest "$@"
