@@ -102,7 +102,8 @@ def run_command(main) -> None:
     except Stopped as stopped:
         if distributed.is_main():
             name = signal.Signals(stopped.signal).name
-            print(f"stopped by {name} {stopped}. Continue with: {command_to_continue()}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                print(f"stopped by {name} {stopped}. Continue with: {command_to_continue()}", file=sys.stderr)
         else:
             time.sleep(1)  # the launcher ends all when it sees one end: the one that speaks goes first
         sys.exit(128 + stopped.signal)

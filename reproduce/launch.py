@@ -5,8 +5,8 @@
 takes all visible GPUs, one process each. NPROC=k takes k of them, or k processes on a CPU. Several nodes: the same
 command on each, with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node).
 
-The first process of a node is heard at once. Signals reach all processes, which may take their time to save. When one
-fails the others are ended, its last lines are shown and what each one wrote is kept. Nothing outlives this process.
+The first process of a node writes to the terminal, the others to files. Signals reach all processes, which may take
+their time to save. When one fails the others are ended, and its last lines are shown. Nothing outlives this process.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -101,7 +100,7 @@ def _environment(layout: Layout, number: int, on_gpu: bool, folder: Path) -> dic
 
 
 class _Processes:
-    """The processes of this node, by their number in it, and a file in `folder` for what each of them writes."""
+    """The processes of this node, by their number in it, and a file in `folder` for what all but the first write."""
 
     def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path, layout: Layout):
         self._command, self._environments, self._folder, self._layout = command, environments, folder, layout
@@ -116,12 +115,6 @@ class _Processes:
         try:
             for number in range(len(self._environments)):
                 self._start(number)
-            shown = [
-                threading.Thread(target=_show, args=(source, target.fileno(), self._log(0)), daemon=True)
-                for source, target in ((self._running[0].stdout, sys.stdout), (self._running[0].stderr, sys.stderr))
-            ]
-            for thread in shown:
-                thread.start()
             first, code = self._wait()
             if code:
                 self._end_others(code)
@@ -129,8 +122,6 @@ class _Processes:
             for process in self._running:
                 process.kill()
                 process.wait()
-        for thread in shown:
-            thread.join(_TIME_TO_END)  # a child of the first process may hold its streams open
         return first, code if code >= 0 else 128 - code
 
     def _log(self, number: int) -> Path:
@@ -143,8 +134,8 @@ class _Processes:
                     self._command,
                     env=self._environments[number],
                     stdin=subprocess.DEVNULL,
-                    stdout=log if number else subprocess.PIPE,
-                    stderr=log if number else subprocess.PIPE,
+                    stdout=log if number else None,
+                    stderr=log if number else None,
                     start_new_session=True,  # Ctrl-C reaches them once, through this process
                     preexec_fn=end_with_parent,
                 )
@@ -187,18 +178,17 @@ class _Processes:
                 process.wait(max(0, until - time.monotonic()))
 
     def repeat_error(self, number: int | None, code: int) -> None:
-        """Print the line of a user's error, unless the first process of the node has said the same."""
-        lines = self._lines(number) if number else []
-        if code == 2 and lines and lines[-1] not in self._lines(0):
-            print(lines[-1], file=sys.stderr)
+        """Print the line of a user's error, unless the first process of the node has said one."""
+        if code == 2 and number and self._running[0].returncode != code:
+            print(*self._lines(number)[-1:], sep="\n", file=sys.stderr)
 
     def report(self, number: int | None) -> str:
         """A line on what became of the process that failed first; its last lines are printed before."""
-        kept = f"what each process wrote is in {self._folder} on {socket.gethostname()}"
+        kept = f"what the other processes wrote is in {self._folder} on {socket.gethostname()}"
         if number is None:
             text = "error: another node of this run has ended, its output says why"
             return f"{text}; the processes of this node were ended too; the same commands continue the run; {kept}"
-        lines = self._lines(number) if number else []  # those of the first one were shown
+        lines = self._lines(number) if number else []  # the first one has the terminal
         for line in lines[-_LAST_LINES:]:
             print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
         which = f"rank {self._ranks[number]} of {self._environments[0]['PADDLE_TRAINERS_NUM']}"
@@ -210,16 +200,6 @@ class _Processes:
 
     def _lines(self, number: int) -> list[str]:
         return self._log(number).read_text(errors="replace").strip().splitlines()
-
-
-def _show(source, screen: int, log: Path) -> None:
-    """Copy what a process writes, as it comes, to the descriptor `screen` and to the end of `log`."""
-    with open(log, "ab", buffering=0) as file:
-        for piece in iter(source.read1, b""):
-            with contextlib.suppress(OSError):  # the disk is full
-                file.write(piece)
-            with contextlib.suppress(OSError):  # the terminal is gone, or `| head` has read enough
-                os.write(screen, piece)
 
 
 if __name__ == "__main__":
