@@ -46,7 +46,9 @@ def draw_kl_question(runs: pd.DataFrame) -> Figure:
             panel.errorbar(100 * mean, height, xerr=100 * half, fmt="o", color=COLOURS[arm], capsize=4)
         panel.axvline(0, color=BLUE)
         panel.set_yticks(range(len(own)), [ARMS[arm] for arm in own["arm"]])
-        panel.set(title=study.title, xlabel="test top-1 minus two views, points", ylim=(len(own) - 0.5, -0.5))
+        title = f"{study.title} (n = {', '.join(map(str, sorted({*own['n']})))})"
+        panel.set_title(title, fontsize="medium")
+        panel.set(xlabel="test top-1 minus two views, points", ylim=(len(own) - 0.5, -0.5))
         panel.grid(axis="x", alpha=0.3)
     return figure
 

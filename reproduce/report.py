@@ -129,8 +129,8 @@ def first(logs: Logs) -> pd.DataFrame:
         for arm in (study.rdrop, "two_views", "baseline"):
             row = logs.arms.reindex([(name, arm)]).iloc[0]
             ours = plus_minus(row, study.measure("accuracy"), 2, 100)
-            if row["n"] == 1:
-                ours += " (one seed)"
+            if row["n"] < 3:  # an interval of two values says nothing
+                ours = f"{100 * row[study.measure('accuracy')]:.2f} (n = {row['n']:.0f})"
             rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", ours))
     table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
     table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
