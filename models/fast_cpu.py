@@ -81,8 +81,12 @@ _FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDro
 
 
 def _input(x):
-    """Gives `x` in the backward pass. A LayerNorm's output is computed again there: that costs less than its memory."""
-    return getattr(x, "again", lambda: x)
+    """Gives `x` in the backward pass. A LayerNorm's output is computed again there: that costs less than its memory.
+
+    One that was changed in place since, by a hook for instance, is kept as it is.
+    """
+    again = getattr(x, "again", None)
+    return again if again is not None and x.inplace_version == 0 else lambda: x
 
 
 class _Linear(PyLayer):

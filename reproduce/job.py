@@ -75,7 +75,7 @@ def prepare(description: str):
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
     distributed.same_everywhere(
-        2 * PRECISIONS.index(job.recipe.precision) + job.fused,
+        PRECISIONS.index(job.recipe.precision),
         "the processes would compute in different precisions, as their GPUs differ; say --precision fp32",
     )
     with _locked(job):
