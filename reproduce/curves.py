@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from reproduce.run_log import read_metrics
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito: told apart by all eyes
-SKY, GOLD, BLACK, GREY = "#56B4E9", "#E69F00", "#000000", "#888888"
+GOLD, BLACK, GREY = "#E69F00", "#000000", "#888888"
 
 
 def draw_run(logs: Path, picture: Path, tested_on: str = "test") -> Path:

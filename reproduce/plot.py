@@ -22,11 +22,10 @@ COLOURS |= dict.fromkeys(("rdrop_best", "rdrop_0.1", "rdrop_x8", "rdrop_1"), PUR
 COLOURS |= dict.fromkeys(("rdrop_x32", "rdrop_3"), GOLD)
 
 
-def panels(names, width: float = 5.0, height: float = 3.2):
+def panels(names) -> tuple[Figure, dict]:
     """A figure with a panel for each name, at most two side by side, and name -> axes."""
-    names = list(names)
     columns, rows = min(2, len(names)) or 1, -(-len(names) // 2) or 1
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in axes[len(names) :]:
         spare.remove()
@@ -46,50 +45,21 @@ def draw_kl_question(runs: pd.DataFrame) -> Figure:
             panel.errorbar(100 * mean, height, xerr=100 * half, fmt="o", color=COLOURS[arm], capsize=4)
         panel.axvline(0, color=BLUE)
         panel.set_yticks(range(len(own)), [ARMS[arm] for arm in own["arm"]])
-        title = f"{study.title} (n = {', '.join(map(str, sorted({*own['n']})))})"
-        panel.set_title(title, fontsize="medium")
+        panel.set_title(study.title_and_n(own["n"]), fontsize="medium")
         panel.set(xlabel="test top-1 minus two views, points", ylim=(len(own) - 0.5, -0.5))
         panel.grid(axis="x", alpha=0.3)
     return figure
 
 
-def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1.0) -> Figure:
+def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1, bottom: float | None = None) -> Figure:
     """A recorded value over the updates, one line an arm: the mean over its seeds."""
-    found = results.curves(runs, tag)
-    figure, axes = panels(found["study"].unique())
-    for (study, arm), own in found.groupby(["study", "arm"], sort=False):
-        axes[study].plot(own["step"], scale * own["value"], color=COLOURS[arm], label=ARMS[arm])
+    figure, axes = panels(runs["study"].unique())
+    for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
+        mean = results.curve(own, tag)
+        axes[study].plot(mean.index, scale * mean, color=COLOURS[arm], label=ARMS[arm])
     for study, panel in axes.items():
         panel.set(title=STUDIES[study].title, xlabel="update", ylabel=label)
-        panel.set_ylim(top=min(100, panel.get_ylim()[1]))
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def draw_kl(runs: pd.DataFrame) -> Figure:
-    """KL between the two views over the updates. The arm without the KL term has it recorded too."""
-    two_views = runs[~runs["arm"].str.startswith("baseline")]
-    figure = draw_curves(two_views, "train/kl", "KL of the two views, nats")
-    for panel in figure.axes:
-        panel.set_ylim(bottom=0)
-    return figure
-
-
-def draw_reliability(runs: pd.DataFrame) -> Figure:
-    """Accuracy against confidence on the test images, the seeds of an arm together: one view, two views, R-Drop."""
-    figure, axes = panels(runs["study"].unique(), 4, 3.8)
-    for study, panel in axes.items():
-        panel.plot([0, 100], [0, 100], "--", color=GREY, linewidth=1, label="calibrated")
-        for arm in ("baseline", "two_views", STUDIES[study].rdrop):
-            own = runs[(runs["study"] == study) & (runs["arm"] == arm)]
-            if own.empty:
-                continue
-            bins = results.reliability(pd.concat([results.read_predictions(path) for path in own["path"]]))
-            bins = 100 * bins[bins["count"] >= 0.002 * bins["count"].sum()]  # few images would be noise
-            panel.plot(bins["confidence"], bins["accuracy"], "o-", ms=3, color=COLOURS[arm], label=ARMS[arm])
-        panel.set(title=STUDIES[study].title, xlabel="confidence, %", ylabel="test top-1, %")
-        panel.set(xlim=(0, 100), ylim=(0, 100))
+        panel.set_ylim(bottom=bottom, top=min(100, panel.get_ylim()[1]))
         panel.grid(alpha=0.3)
         panel.legend(frameon=False, fontsize=8)
     return figure
@@ -97,8 +67,8 @@ def draw_reliability(runs: pd.DataFrame) -> Figure:
 
 def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
     """Accuracy in the published logs on the whole test set, and the span of the processes that counted parts of it."""
-    figure, axes = panels([""], 9, 4.2)
-    panel = axes[""]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panel = figure.subplots()
     for colour, run in zip((BLUE, BLACK, GREEN, ORANGE, PURPLE), record["runs"].itertuples(), strict=False):
         own = record["accuracy"][record["accuracy"]["run"] == run.run]
         name = f"{run.repository.split('-')[0]}, {run.started}"
@@ -117,13 +87,13 @@ def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
 
 def figures(logs: Path) -> dict[str, Figure]:
     """The figures that `logs` has the data for, by the names of their files."""
-    runs = results.study_runs(results.find_runs(logs, ("study",)))
+    runs = results.study_runs(logs)
+    of_two_views = runs[~runs["arm"].str.startswith("baseline")]  # those without the KL term have it recorded too
     found = {
         "published": draw_published(audit.read_record(logs / "published")),
         "kl_question": draw_kl_question(runs),
-        "accuracy": draw_curves(runs, "validation/accuracy", "validation top-1, %", 100),
-        "kl": draw_kl(runs),
-        "reliability": draw_reliability(runs),
+        "accuracy": draw_curves(runs, "validation/accuracy", "validation top-1, %", scale=100),
+        "kl": draw_curves(of_two_views, "train/kl", "KL of the two views, nats", bottom=0),
     }
     return {name: figure for name, figure in found.items() if figure.axes}
 

@@ -1,14 +1,13 @@
-"""Tables from logs/, written between their markers in README.md, README_cn.md, docs/ and logs/.
+"""Tables from logs/, written between their markers in README.md, README_cn.md and docs/.
 
     python -m reproduce.report                          write them
-    python -m reproduce.report --check                  change nothing; exit 1 and say where a table is stale
+    python -m reproduce.report --check                  change nothing; exit 1 and name the pages where a table is stale
     python -m reproduce.report --compare RUN_A RUN_B    whether one run repeats the other to the last digit
 
 A page says which table it wants with a line `<!-- table NAME -->` and, below, `<!-- end of table -->`; NAME is one of
 TABLES. Tables show logs/evidence and logs/study; a run of your own is shown once its folder is moved there.
 """
 
-import itertools
 import json
 import re
 import sys
@@ -18,24 +17,19 @@ import numpy as np
 import pandas as pd
 
 from common.atomic import atomic_write
-from common.errors import UserError, near, printable
+from common.errors import UserError, near
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.results import ARMS, STUDIES
 from reproduce.run_log import read_metrics
 
-PAGES = ("README.md", "README_cn.md", "docs/*.md", "logs/README.md", "logs/tuning/README.md")
+PAGES = ("README.md", "README_cn.md", "docs/*.md")
 END = "<!-- end of table -->"
-_MARKER = re.compile(r"^<!-- table ([^\n]*?) -->$", re.MULTILINE)
-_BLOCK = re.compile(rf"{_MARKER.pattern}(?:(?!^<!-- table ).)*?^{END}$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(rf"^<!-- table ([^\n]*) -->$(.*?)(^{END}$|\Z)", re.MULTILINE | re.DOTALL)
 _NOT_COMPARED = {"step", "train/images_per_second"}  # two runs with the same numbers may differ in speed
 
 
 # ---- cells
-
-
-class Markup(str):
-    """A cell that is Markdown; any other text is escaped."""
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -44,8 +38,8 @@ def markdown(table: pd.DataFrame) -> str:
         return "(no runs)"
     for column in {"study", "what"} & {table.columns[0]}:
         table[column] = table[column].mask(table[column].duplicated(), "")
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy(dtype=object).tolist()]
-    return "\n".join(f"| {' | '.join(_cell(value) for value in row)} |" for row in rows)
+    rows = [table.columns, ["---"] * len(table.columns), *table.to_numpy(dtype=object)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 
 
 def translate(text: str) -> str:
@@ -55,32 +49,16 @@ def translate(text: str) -> str:
     return re.sub(rf"\b({known})(?!\w)", lambda match: words[match[0]], text)
 
 
-def _cell(value) -> str:
-    return value if isinstance(value, Markup) else escape(str(value))
-
-
-def escape(text: str) -> str:
-    """Text from a file for a page: without line breaks and control characters, and nothing in it is markup."""
-    text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
-
-
-def code(text: str) -> Markup:
-    """A command as code, for a cell."""
-    plain = text.isprintable() and "`" not in text and "|" not in text
-    return Markup(f"`{text}`" if plain else escape(text))
-
-
-def plus_minus(row, measure: str, digits: int, scale: float = 1.0, sign: str = "") -> Markup:
+def plus_minus(row, measure: str, digits: int = 2, scale: float = 100, sign: str = "") -> str:
     """A mean of `results` ± half the width of its interval; with `sign` a difference, bold where 0 is not in it."""
     mean, half = row[measure], row[f"{measure}_half"]
     if np.isnan(mean):
-        return Markup("-")
+        return "-"
     text = f"{scale * mean:{sign}.{digits}f}"
     if np.isnan(half):
-        return Markup(text)
+        return text
     text += f" ± {scale * half:.{digits}f}"
-    return Markup(f"**{text}**" if sign and abs(mean) > half else text)
+    return f"**{text}**" if sign and abs(mean) > half else text
 
 
 # ---- the tables
@@ -91,8 +69,8 @@ class Logs:
 
     def __init__(self, root: Path):
         self.folder = root / "logs"
-        self.runs = results.find_runs(self.folder, results.CITED)
-        self.studies = results.study_runs(self.runs)
+        self.evidence = results.find_runs(self.folder / "evidence")
+        self.studies = results.study_runs(self.folder)
         self.arms = results.arms(self.studies).set_index(["study", "arm"], drop=False)
         self.published = audit.read_record(self.folder / "published")
 
@@ -101,53 +79,45 @@ class Logs:
         return results.differences(self.studies, reference).set_index(["study", "arm"]).reindex(self.arms.index)
 
 
-def weights_of(study: str) -> str:
-    """What the values of a study are of."""
-    return f"{STUDIES[study].title} ({STUDIES[study].endpoint} weights)"
-
-
 def first(logs: Logs) -> pd.DataFrame:
-    runs, literature = logs.published["runs"], logs.published["literature"]
-    literature = literature[literature["data"] == "CIFAR-100, 384 px"]
-    paper = literature[literature["source"] == "paper"].set_index("model")["top1"]
-    zbp = runs[(runs["repository"] == audit.ZBP) & (runs["processes"] > 1)].sort_values("best").iloc[-1]
-    zpc = runs[runs["repository"] == audit.ZPC].sort_values("best").iloc[-1]
-    audited = f"{zbp['best']:.2f} (zbp, mean of {zbp['processes']} processes)"
-    audited += f", {zpc['best']:.2f} (zpc, best on the test set)"
-    google = literature[literature["source"].str.contains("google-research")]["top1"].iloc[0].split()[0]
-    headlines = {
-        "ViT-B/16 + R-Drop": ("cifar100_vit_b16_rdrop", audited),
-        "ViT-B/16": ("cifar100_vit_b16_baseline", f"{google} (Google, mean of 6)"),
-    }
-    rows = []
-    for model, (recipe, others) in headlines.items():
-        own = logs.runs[logs.runs["recipe"] == recipe]["accuracy"]
-        ours = plus_minus({"accuracy": own.mean(), "accuracy_half": results.half_width(own)}, "accuracy", 2, 100)
-        rows.append((model, "CIFAR-100, 384 px", paper[model], others, ours))
-    for name, model in (("cifar100_102", "ViT-Ti/16"), ("digits", "small ViT")):
+    def ours(runs: pd.DataFrame, measure: str = "accuracy") -> str:
+        if runs.empty:
+            return "not run yet"
+        mean, half = 100 * runs[measure].mean(), 100 * results.half_width(runs[measure])
+        few = len(runs) < 3  # an interval of two values says nothing
+        return f"{mean:.2f} (n = {len(runs)})" if few else f"{mean:.2f} ± {half:.2f}"
+
+    best = logs.published["runs"].groupby(["repository", "processes"])["best"].max()
+    zbp, zpc = best[audit.ZBP, 4], best[audit.ZPC, 1]
+    audited = f"{zbp:.2f} (zbp, mean of 4 processes), {zpc:.2f} (zpc, best on the test set)"
+    data = "CIFAR-100, 384 px"
+    literature = logs.published["literature"].query("data == @data")
+    paper = literature.query("source == 'paper'").set_index("model")["top-1, %"]
+    google = literature[literature["source"].str.contains("google-research")]["top-1, %"].iloc[0].split()[0]
+    rdrop, plain = (logs.evidence.query(f"recipe == 'cifar100_vit_b16_{name}'") for name in ("rdrop", "baseline"))
+    rows = [
+        ("ViT-B/16 + R-Drop", data, f"**{paper['ViT-B/16 + R-Drop']}**", audited, ours(rdrop)),
+        ("ViT-B/16", data, paper["ViT-B/16"], f"{google} (Google, mean of 6)", ours(plain)),
+    ]
+    for model, name in (("ViT-Ti/16", "cifar100_102"), ("small ViT", "digits")):
         study = STUDIES[name]
-        for arm in (study.rdrop, "two_views", "baseline"):
-            row = logs.arms.reindex([(name, arm)]).iloc[0]
-            ours = plus_minus(row, study.measure("accuracy"), 2, 100)
-            if row["n"] < 3:  # an interval of two values says nothing
-                ours = f"{100 * row[study.measure('accuracy')]:.2f} (n = {row['n']:.0f})"
-            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", ours))
-    table = pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
-    table.loc[0, "paper"] = Markup(f"**{table['paper'][0]}**")  # the target
-    return table.assign(ours=table["ours"].replace("-", "not run yet"))
+        for arm in ("rdrop_0.3", "two_views", "baseline"):
+            runs = logs.studies.query("study == @name and arm == @arm")
+            rows.append((f"{model}, {ARMS[arm]}", study.title, "-", "-", ours(runs, study.measure("accuracy"))))
+    return pd.DataFrame(rows, columns=("model", "data", "paper", "others, audited", "ours"))
 
 
 def answer(logs: Logs) -> pd.DataFrame:
     """A column a study: top-1 of two views without KL, and of each other arm its difference to that."""
     minus, columns = logs.minus("two_views"), {}
-    for study, own in logs.arms.groupby(level="study", sort=False):
-        measure, seeds = STUDIES[study].measure("accuracy"), sorted({own["n"].min(), own["n"].max()})
-        cells = {}
+    for name, own in logs.arms.groupby(level="study", sort=False):
+        study, cells = STUDIES[name], {}
         for arm, row in own.droplevel("study").iterrows():
-            cells[ARMS[arm]] = plus_minus(minus.loc[study, arm], measure, 2, 100, "+")
             if arm == "two_views":
-                cells[ARMS[arm]] = plus_minus(row, measure, 2, 100)
-        columns[f"{STUDIES[study].title} (n = {', '.join(map(str, seeds))})"] = cells
+                cells[ARMS[arm]] = plus_minus(row, study.measure("accuracy"))
+            else:
+                cells[ARMS[arm]] = plus_minus(minus.loc[name, arm], study.measure("accuracy"), sign="+")
+        columns[study.title_and_n(own["n"])] = cells
     table = pd.DataFrame(columns).reindex(dict.fromkeys(ARMS.values())).dropna(how="all").fillna("-")
     return table.rename_axis("top-1, %").reset_index()
 
@@ -156,11 +126,11 @@ def kl(logs: Logs) -> pd.DataFrame:
     minus = logs.minus("two_views")
     return pd.DataFrame(
         {
-            "study": weights_of(study),
+            "study": STUDIES[study].title_and_weights(),
             "arm": ARMS[arm],
             "n": row["n"],
-            "top-1, %": plus_minus(row, STUDIES[study].measure("accuracy"), 2, 100),
-            "minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("accuracy"), 2, 100, "+"),
+            "top-1, %": plus_minus(row, STUDIES[study].measure("accuracy")),
+            "minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("accuracy"), sign="+"),
             "NLL minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("nll"), 3, 1, "+"),
         }
         for (study, arm), row in logs.arms.iterrows()
@@ -168,17 +138,17 @@ def kl(logs: Logs) -> pd.DataFrame:
 
 
 def arms(logs: Logs) -> pd.DataFrame:
-    def best_and_last(row, measure, digits, scale=1) -> Markup:
-        return Markup("<br>".join(plus_minus(row, m, digits, scale) for m in (measure, f"{measure}_last")))
+    def best_and_last(row, measure, digits=2, scale=100) -> str:
+        return "<br>".join(plus_minus(row, name, digits, scale) for name in (measure, f"{measure}_last"))
 
     return pd.DataFrame(
         {
             "study": STUDIES[study].title,
             "arm": ARMS[arm],
             "n": row["n"],
-            "top-1, %": best_and_last(row, "accuracy", 2, 100),
-            "NLL, nats": best_and_last(row, "nll", 4),
-            "calibration error, points": best_and_last(row, "ece", 2, 100),
+            "top-1, %": best_and_last(row, "accuracy"),
+            "NLL, nats": best_and_last(row, "nll", 4, 1),
+            "calibration error, points": best_and_last(row, "ece"),
             "min": f"{row['seconds'] / 60:.1f}",
         }
         for (study, arm), row in logs.arms.iterrows()
@@ -188,13 +158,12 @@ def arms(logs: Logs) -> pd.DataFrame:
 def differences(logs: Logs) -> pd.DataFrame:
     references = {arm: logs.minus(arm) for arm in ARMS if not arm.startswith("rdrop")}
     rows = []
-    for study, arm in logs.arms.index[~logs.arms["arm"].str.startswith("baseline")]:
-        measure = STUDIES[study].measure("accuracy")
-        minus = {
-            f"minus {ARMS[reference]}": plus_minus(found.loc[study, arm], measure, 2, 100, "+")
-            for reference, found in references.items()
-        }
-        rows.append({"study": weights_of(study), "top-1 of": ARMS[arm], **minus})
+    for name, arm in logs.arms.index[~logs.arms["arm"].str.startswith("baseline")]:
+        study = STUDIES[name]
+        row = {"study": study.title_and_weights(), "top-1 of": ARMS[arm]}
+        for reference, minus in references.items():
+            row[f"minus {ARMS[reference]}"] = plus_minus(minus.loc[name, arm], study.measure("accuracy"), sign="+")
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -204,16 +173,6 @@ def seeds(logs: Logs) -> pd.DataFrame:
         best, last = (", ".join(f"{100 * value:.2f}" for value in own[name]) for name in ("accuracy", "accuracy_last"))
         rows.append((study, ARMS[arm], ", ".join(map(str, own["seed"])), best, "the same" if best == last else last))
     return pd.DataFrame(rows, columns=("study", "arm", "seeds", "top-1 of the best weights, %", "of the last, %"))
-
-
-def tuning(logs: Logs) -> pd.DataFrame:
-    rows = []
-    for run in results.tuning(logs.folder).itertuples():
-        cells = [f"{run.rate:g}", f"{100 * run.accuracy:.1f}", f"{run.nll:.3f}"]
-        if run.chosen:
-            cells = [Markup(f"**{cell}**") for cell in cells]
-        rows.append((run.study, ARMS.get(run.arm, run.arm), run.steps, *cells))
-    return pd.DataFrame(rows, columns=("study", "arm", "updates", "rate", "validation top-1, %", "validation NLL"))
 
 
 def audited(logs: Logs) -> pd.DataFrame:
@@ -232,23 +191,11 @@ def audited(logs: Logs) -> pd.DataFrame:
 
 
 def claims(logs: Logs) -> pd.DataFrame:
-    table = logs.published["claims"]
-    return pd.DataFrame(
-        {
-            "repository": table["repository"],
-            "claim, %": table["percent"].map("{:.2f}".format),
-            "what": table["what"],
-            "supported by its logs": table["supported"],
-            "its logs reach, whole test set": table["reached"].map("{:.2f}".format),
-            "where the value stands": table["rests_on"],
-        }
-    )
+    return logs.published["claims"].drop(columns="moment")
 
 
 def literature(logs: Logs) -> pd.DataFrame:
-    table = logs.published["literature"]
-    table = table.assign(source=table["source"].map(Markup), note=table["note"].map(Markup))  # they hold links
-    return table.rename(columns={"top1": "top-1, %", "note": "what to know"})
+    return logs.published["literature"]
 
 
 def speed(logs: Logs) -> pd.DataFrame:
@@ -276,42 +223,28 @@ def speed(logs: Logs) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def arms_commands(logs: Logs) -> pd.DataFrame:
-    rows = []
-    for (study, arm), own in logs.studies.groupby(["study", "arm"], sort=False):
-        repeat = f"OMP_NUM_THREADS={own['threads'].iloc[0]} {results.command(own.iloc[0])}"
-        rows.append((f"study/{study}-{arm}-seed*", ", ".join(map(str, own["seed"])), code(repeat)))
-    for _, run in logs.runs[logs.runs["name"].str.startswith("evidence/")].iterrows():
-        rows.append((run["name"], run["seed"], code(results.command(run))))
-    return pd.DataFrame(rows, columns=("runs", "seeds N", "command"))
-
-
-TABLES = {
-    table.__name__: table
-    for table in (first, answer, kl, arms, differences, seeds, tuning, claims, literature, speed, arms_commands)
-}
+TABLES = {table.__name__: table for table in (first, answer, kl, arms, differences, seeds, claims, literature, speed)}
 TABLES["audit"] = audited
 
 
 # ---- pages
 
 
-def fresh(text: str, name: str, logs: Logs) -> str:
+def fresh(page: Path, logs: Logs) -> str:
     """The text of a page with its tables as logs/ give them. Raises UserError for markers that do not fit."""
-    whole = {block.start() for block in _BLOCK.finditer(text)}
-    for marker in _MARKER.finditer(text):
-        if marker.start() not in whole:
-            raise UserError(f"{name}: below the line {marker[0]} the line {END} is missing; restore it")
-        if marker[1] not in TABLES:
-            raise UserError(f"{name}: there is no table {marker[1]!r}: {near(marker[1], TABLES)}")
 
     def block(match) -> str:
-        table = markdown(TABLES[match[1]](logs))
-        if name.endswith("_cn.md"):
-            table = translate(table)
-        return f"<!-- table {match[1]} -->\n\n{table}\n\n{END}"
+        name, old, end = match.groups()
+        if not end or "\n<!-- table " in old:
+            raise UserError(f"{page}: below the line <!-- table {name} --> the line {END} is missing; restore it")
+        if name not in TABLES:
+            raise UserError(f"{page}: there is no table {name!r}: {near(name, TABLES)}")
+        new = markdown(TABLES[name](logs))
+        if page.name.endswith("_cn.md"):
+            new = translate(new)
+        return f"<!-- table {name} -->\n\n{new}\n\n{END}"
 
-    return _BLOCK.sub(block, text)
+    return _BLOCK.sub(block, page.read_text())
 
 
 # ---- two runs
@@ -349,24 +282,18 @@ def main(argv=None) -> None:
     if options.compare:
         say("runs", compare(*map(Path, options.compare)))
         return
-    root, stale = Path(options.root), []
+    root = Path(options.root)
     logs = Logs(root)
-    for path in sorted(path for pattern in PAGES for path in root.glob(pattern)):
-        name, old = path.relative_to(root).as_posix(), path.read_text()
-        new = fresh(old, name, logs)
-        if new == old:
-            continue
-        if options.check:
-            lines = itertools.zip_longest(old.split("\n"), new.split("\n"))
-            line = next(number for number, (one, other) in enumerate(lines, 1) if one != other)
-            stale.append(f"{name}, line {line}: not what logs/ give; run python -m reproduce.report")
-            continue
-        with atomic_write(path, "w") as file:
-            file.write(new)
-        say("written", name)
-    if stale:
-        print("\n".join(stale), file=sys.stderr)
+    new = {page: fresh(page, logs) for pattern in PAGES for page in sorted(root.glob(pattern))}
+    stale = [page for page, text in new.items() if text != page.read_text()]
+    if stale and options.check:
+        pages = ", ".join(page.relative_to(root).as_posix() for page in stale)
+        print(f"{pages}: tables are not what logs/ give; write them with python -m reproduce.report", file=sys.stderr)
         sys.exit(1)
+    for page in stale:
+        with atomic_write(page, "w") as file:
+            file.write(new[page])
+        say("written", str(page))
     say("tables", "all are what logs/ give")
 
 
