@@ -1,4 +1,4 @@
-"""Zip archives from outside (pictures, weights, predictions): which of them are read at all."""
+"""Zip archives from outside (pictures, weights): which of them are read at all."""
 
 import os
 import zipfile

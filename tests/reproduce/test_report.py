@@ -13,6 +13,7 @@ from scipy import stats
 from common.errors import UserError
 from reproduce import ROOT
 from reproduce.report import compare, main
+from reproduce.study import STUDIES, runs_of
 
 
 def page(*tables: str) -> str:
@@ -25,8 +26,6 @@ def project(tmp_path) -> Path:
     root = tmp_path / "project"
     for name in ("published", "bench"):
         shutil.copytree(ROOT / "logs" / name, root / "logs" / name)
-    for name in ("evidence", "study", "tuning"):
-        (root / "logs" / name).mkdir()
     return root
 
 
@@ -88,10 +87,10 @@ def test_the_first_table_says_what_was_not_run_and_takes_runs_that_were(project)
     recipe = {"name": "cifar100_vit_b16_rdrop"}
     make_run(project / "logs", "evidence/headline", 670, like="cifar100_vit_ti16", **recipe)
     report(project)
-    assert rows(project / "README.md")[2][-1] == "93.30"
+    assert rows(project / "README.md")[2][-1] == "93.30 (n = 1)"
 
 
-def test_a_stale_table_is_named_with_its_line_and_mended(project, capsys):
+def test_a_stale_page_is_named_and_mended(project, capsys):
     make_arm(project / "logs", "digits-two_views", [12], alpha=0.0)
     (project / "docs").mkdir()
     path = project / "docs" / "page.md"
@@ -100,10 +99,9 @@ def test_a_stale_table_is_named_with_its_line_and_mended(project, capsys):
     report(project, "--check")
     right = path.read_text()
     path.write_text(right.replace("97.60", "97.61"))
-    line = next(number for number, line in enumerate(right.splitlines(), 1) if "97.60" in line)
     with pytest.raises(SystemExit, match="1"):
         report(project, "--check")
-    assert capsys.readouterr().err.startswith(f"docs/page.md, line {line}: not what logs/ give")
+    assert capsys.readouterr().err.startswith("docs/page.md: tables are not what logs/ give")
     assert "97.61" in path.read_text()  # --check writes nothing
     report(project)
     assert path.read_text() == right
@@ -124,24 +122,15 @@ def test_markers_that_do_not_fit_are_named(project, text, fragment):
     assert (project / "README.md").read_text() == text
 
 
-def test_a_tampered_record_puts_neither_markup_nor_programs_on_a_page(project):
-    evil = "x](javascript:alert(1)) <img src=x onerror=y> | `; curl z | sh`\n\x1b[31m# heading"
-    folder = make_run(project / "logs", "evidence/evil", name=evil)
-    change_header(folder, lambda header: header["machine"].update(command=f"a --alpha '{evil}'; curl z | sh"))
-    (project / "logs" / "README.md").write_text(page("arms_commands"))
-    report(project)
-    text = (project / "logs" / "README.md").read_text()
-    (row,) = [line for line in text.splitlines() if "evidence/evil" in line]
-    assert "<img" not in row and not re.search(r"[^\\]\]\(", row) and row.isprintable()
-    assert row.replace("\\|", "").count("|") == 4  # three cells
-    assert "--seed N" in row and text.count("\n#") == 0
-
-
-@pytest.mark.parametrize("name", ["runs.csv", "literature.csv", "accuracy.csv"])
-def test_a_damaged_record_of_the_published_logs_is_named(project, name):
-    (project / "logs" / "published" / name).write_text("")
-    with pytest.raises(UserError, match=r"csv: not whole .*; take it from git"):
-        report(project, "--check")
+def test_the_commands_of_the_arms_are_those_of_the_studies():
+    page = (ROOT / "logs" / "README.md").read_text()
+    found = re.findall(r"^\| (study/\S+-seed)\\\* \| [^|]+ \| `OMP_NUM_THREADS=1 (.*)` \|$", page, re.MULTILINE)
+    expected = []
+    for name in ("cifar100_102", "cifar100", "cifar100_few", "digits"):
+        for run in runs_of(name, 1, list(STUDIES[name].arms), []):
+            words = " ".join(run.arguments[: run.arguments.index("--seed")])
+            expected.append((run.name.removesuffix("1"), f"bash run_train.sh {words} --seed N"))
+    assert sorted(found) == sorted(expected)
 
 
 # ---- two runs
@@ -184,10 +173,10 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(tmp_path):
     (missing / "predictions.npz").unlink()
     change_header(going, lambda header: header.update(finished=False))
     for run, fragment in (
-        (damaged, "predictions.npz: not readable as predictions"),
-        (missing, "predictions.npz: no such file"),
+        (damaged, "predictions.npz: missing or damaged"),
+        (missing, "predictions.npz: missing or damaged"),
         (going, "this run has not finished"),
-        (tmp_path / "nowhere", "nowhere/run.json: no such file; give the folder of a run"),
+        (tmp_path / "nowhere", "nowhere: no run.json in it; give the folder of a run"),
     ):
         with pytest.raises(UserError, match=fragment):
             compare(a, run)

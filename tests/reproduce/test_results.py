@@ -1,13 +1,11 @@
-"""Runs on record as tables: finished runs, arms over their seeds, differences seed by seed, tuning, predictions."""
+"""Runs on record as tables: finished runs, arms over their seeds, differences seed by seed, predictions."""
 
 import dataclasses
 import json
 import math
 import os
-import shlex
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pandas as pd
@@ -33,8 +31,8 @@ def test_a_row_has_what_run_json_says():
     header, row = json.loads((EVIDENCE / "digits" / "run.json").read_text()), runs.loc["digits"]
     best, last = header["result"]["best"]["test"], header["result"]["last"]["test"]
     assert (row["accuracy"], row["nll"], row["ece"]) == (best["accuracy"], best["nll"], best["ece"])
-    assert (row["accuracy_last"], row["nll_last"], row["correct_last"]) == (last["accuracy"], last["nll"], 488)
-    assert (row["recipe"], row["seed"], row["test_images"], row["threads"]) == ("digits", 42, 500, 2)
+    assert (row["accuracy_last"], row["nll_last"], row["ece_last"]) == (last["accuracy"], last["nll"], last["ece"])
+    assert (row["recipe"], row["seed"], row["test_images"], row["correct"]) == ("digits", 42, 500, 488)
     assert (row["seconds"], row["path"]) == (header["seconds"], EVIDENCE / "digits")
 
 
@@ -44,8 +42,8 @@ def test_runs_are_found_at_any_depth_and_only_finished_and_evaluated_ones(tmp_pa
     change_header(tmp_path / "study/going", lambda header: header.update(finished=False, result=None))
     change_header(tmp_path / "study/unseen", lambda header: header.update(result={"last": {"step": 1000}}))
     assert list(find_runs(tmp_path)["name"]) == ["a", "study/b", "study/more/c"]
-    assert list(find_runs(tmp_path, ("study",))["name"]) == ["study/b", "study/more/c"]
-    assert find_runs(tmp_path, ("evidence",)).empty
+    assert list(find_runs(tmp_path / "study")["name"]) == ["b", "more/c"]
+    assert find_runs(tmp_path / "evidence").empty
 
 
 @pytest.mark.parametrize(
@@ -74,9 +72,9 @@ def test_the_command_prints_runs_or_one_line(tmp_path, capsys):
     results.main([str(tmp_path)])
     printed = capsys.readouterr().out
     assert "one digits" in printed and "0.9900" in printed
-    for folder, fragment in (("none", "none: no such folder"), ("one/x", "one/x: no finished run in it")):
-        (tmp_path / "one" / "x").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=fragment):
+    (tmp_path / "empty").mkdir()
+    for folder in ("none", "empty"):
+        with pytest.raises(UserError, match=f"{folder}: no finished run in it; train one"):
             results.main([str(tmp_path / folder)])
 
 
@@ -99,7 +97,7 @@ print(*sys.modules)
 
 def test_an_arm_has_the_mean_of_its_seeds_and_students_interval(tmp_path):
     make_arm(tmp_path, "digits-rdrop_1", [5, 10, 15])
-    runs = study_runs(find_runs(tmp_path))
+    runs = study_runs(tmp_path)
     assert list(runs["seed"]) == [1, 2, 3]
     (arm,) = results.arms(runs).to_dict("records")
     assert (arm["study"], arm["arm"], arm["n"]) == ("digits", "rdrop_1", 3)
@@ -107,14 +105,14 @@ def test_an_arm_has_the_mean_of_its_seeds_and_students_interval(tmp_path):
     assert arm["accuracy_half"] == pytest.approx(4.302653 * 0.01 / 3**0.5)  # t of 2 degrees; SD of 0.97, 0.98, 0.99
     low, high = stats.t.interval(0.95, 2, 0.98, stats.sem([0.97, 0.98, 0.99]))
     assert arm["accuracy_half"] == pytest.approx((high - low) / 2)
-    assert math.isnan(results.half_width([0.5]))
+    assert math.isnan(results.half_width(pd.Series([0.5])))
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path):
     make_arm(tmp_path, "digits-two_views", [8, 14, 9], nll=0.2)
     make_arm(tmp_path, "digits-rdrop_1", [5, 10, 7, 99], nll=0.1)  # its seed 4 has no partner
     make_arm(tmp_path, "digits-baseline", [9], first_seed=7, **ONE_VIEW)  # no common seed
-    (found,) = results.differences(study_runs(find_runs(tmp_path)), "two_views").to_dict("records")
+    (found,) = results.differences(study_runs(tmp_path), "two_views").to_dict("records")
     assert (found["arm"], found["n"]) == ("rdrop_1", 3)
     gains = np.array([3, 4, 2]) / 500
     assert found["accuracy"] == pytest.approx(gains.mean())
@@ -126,7 +124,7 @@ def test_arms_stand_in_the_order_of_their_study_and_unknown_runs_are_left_out(tm
     for arm in ("digits-rdrop_3", "digits-baseline", "digits-mine", "mine-baseline"):
         make_arm(tmp_path, arm, [3], **(ONE_VIEW if "baseline" in arm else {}))
     make_run(tmp_path, "study/own")
-    assert list(study_runs(find_runs(tmp_path))["arm"]) == ["baseline", "rdrop_3"]
+    assert list(study_runs(tmp_path)["arm"]) == ["baseline", "rdrop_3"]
 
 
 def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
@@ -134,15 +132,15 @@ def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"digits-rdrop_1-seed3: its name says recipe digits and seed 3, .* 'digits' and 4"
     ):
-        study_runs(find_runs(tmp_path))
+        study_runs(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
-        ({"alpha": 0.5}, "has alpha '0.5' where .*seed1 has '1.0'"),
+        ({"alpha": 0.5}, r"alpha \(0\.5, 1\.0\)"),
         ({"learning_rate": 0.2}, "learning_rate"),
-        ({"pretrained": "there/y.npz"}, "pretrained 'y.npz'"),
+        ({"pretrained": "there/y.npz"}, r"pretrained \(x\.npz, y\.npz\)"),
         ({"micro_batch_size": 8, "workers": 0, "device": "cpu"}, None),  # where it is computed means nothing
         ({"pretrained": "there/x.npz"}, None),  # the same file elsewhere
     ],
@@ -150,12 +148,11 @@ def test_a_run_whose_record_does_not_fit_its_name_is_refused(tmp_path):
 def test_runs_of_an_arm_differ_by_the_seed_alone(tmp_path, settings, fragment):
     make_run(tmp_path, "study/digits-rdrop_1-seed1", seed=1, pretrained="here/x.npz")
     make_run(tmp_path, "study/digits-rdrop_1-seed2", seed=2, **{"pretrained": "here/x.npz"} | settings)
-    runs = find_runs(tmp_path)
     if fragment is None:
-        assert len(study_runs(runs)) == 2
+        assert len(study_runs(tmp_path)) == 2
     else:
-        with pytest.raises(UserError, match=f"seed2: .*{fragment}"):
-            study_runs(runs)
+        with pytest.raises(UserError, match=rf"digits-rdrop_1-seed\*: differ in {fragment}"):
+            study_runs(tmp_path)
 
 
 def test_settings_in_which_runs_of_an_arm_may_differ_are_those_that_recipes_call_hardware():
@@ -164,7 +161,7 @@ def test_settings_in_which_runs_of_an_arm_may_differ_are_those_that_recipes_call
 
 
 def test_the_studies_on_record_are_whole():
-    runs = study_runs(find_runs(ROOT / "logs", ("study",)))
+    runs = study_runs(ROOT / "logs")
     counts = runs.groupby(["study", "arm"]).size()
     assert set(counts["digits"]) == {10} and len(counts["digits"]) == 6
     assert (counts["cifar100"] == 5).all()
@@ -176,51 +173,7 @@ def test_a_curve_is_the_mean_of_the_seeds_at_the_steps_that_all_have(tmp_path):
         rows = [{"step": step, "train/kl": value} for step, value in values.items()]
         path = tmp_path / f"study/digits-rdrop_1-seed{seed}" / "metrics.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-    found = results.curves(study_runs(find_runs(tmp_path)), "train/kl")
-    assert found[["step", "value"]].to_numpy().tolist() == [[10, 3.0], [20, 1.5]]
-
-
-# ---- the command that repeats a run
-
-
-def test_a_command_has_the_options_that_were_given_without_paths_and_with_any_seed():
-    (run,) = find_runs(EVIDENCE / "cifar100_vit_ti16").to_dict("records")
-    words = "python -m reproduce.train cifar100_vit_ti16 --alpha=0.3 --seed 3 --data_dir /home/x --run a/b"
-    run["command"] = words.split()
-    run["settings"] |= {"alpha": 0.3}
-    assert results.command(run) == "bash run_train.sh cifar100_vit_ti16 --alpha 0.3 --seed N"
-
-
-@pytest.mark.parametrize("words", ["digits; curl x | sh", "digits --alpha '0.3; curl x'", "digits '--$(curl)' 1 --`x`"])
-def test_a_tampered_record_cannot_put_a_program_into_a_command(tmp_path, words):
-    folder = make_run(tmp_path, "run", name=words, alpha="1; curl y")
-    change_header(folder, lambda header: header["machine"].update(command=f"python -m reproduce.train {words}"))
-    (run,) = find_runs(tmp_path).to_dict("records")
-    quoted = shlex.split(results.command(run))  # what a shell would take as words
-    assert quoted[:3] == ["bash", "run_train.sh", words] and quoted[-2:] == ["--seed", "N"]
-    assert quoted[3:-2] in ([], ["--alpha", "1; curl y"])
-
-
-# ---- tuning
-
-
-def test_the_chosen_rate_has_the_highest_accuracy_and_of_equal_ones_the_lowest_nll(tmp_path):
-    rates = {
-        "tuning/102_two_views_rate_0.01": (0.5, 2.0),
-        "tuning/102_two_views_rate_0.02": (0.5, 1.0),
-        "tuning/102_two_views_rate_0.05": (0.4, 0.1),
-        "tuning/102_rdrop_3_rate_0.02": (0.9, 0.1),
-    }
-    for name, (accuracy, nll) in rates.items():
-        folder = make_run(tmp_path, name, learning_rate=float(name.split("_")[-1]))
-        row = {"step": 1, "validation/accuracy": accuracy, "validation/nll": nll}
-        (folder / "metrics.jsonl").write_text(json.dumps(row))
-    untested = make_run(tmp_path, "tuning/102_two_views_rate_0.03")  # chose on the test set: it has tuned nothing
-    (untested / "metrics.jsonl").write_text(json.dumps({"step": 1, "test/accuracy": 0.99}))
-    found = results.tuning(tmp_path).set_index("name")
-    assert set(found.index) == set(rates)
-    assert set(found["study"]) == {"cifar100_102"} and set(found["arm"]) == {"two_views", "rdrop_3"}
-    assert list(found.index[found["chosen"]]) == ["tuning/102_two_views_rate_0.02"]  # one rate is no choice
+    assert results.curve(study_runs(tmp_path), "train/kl").to_dict() == {10: 3.0, 20: 1.5}
 
 
 # ---- predictions
@@ -259,15 +212,6 @@ def test_a_class_that_is_never_predicted_has_no_precision():
     assert found["recall, %"].tolist() == [100, 0] and math.isnan(found.loc[1, "precision, %"])
 
 
-@pytest.mark.parametrize("run", ["digits", "cifar100_vit_ti16"])
-def test_bins_of_confidence_give_the_calibration_error_of_run_json(run):
-    bins = results.reliability(read_predictions(EVIDENCE / run))
-    error = (bins["count"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins["count"].sum()
-    header = json.loads((EVIDENCE / run / "run.json").read_text())
-    assert error == pytest.approx(header["result"]["best"]["test"]["ece"], abs=1e-9)
-    assert len(bins) <= results.BINS
-
-
 def test_predictions_of_another_run_are_refused(tmp_path):
     folder = make_run(tmp_path, "run", 10)
     change_header(folder, lambda header: header["result"]["best"]["test"].update(correct=491, accuracy=0.982))
@@ -275,66 +219,25 @@ def test_predictions_of_another_run_are_refused(tmp_path):
         read_predictions(folder)
 
 
-def _rewrite(**changes):
-    """Change columns of a predictions.npz; a function of its path."""
-
-    def change(path):
-        with np.load(path) as file:
-            np.savez(path, **{**file, **changes})
-
-    return change
-
-
-def _zip(method=zipfile.ZIP_DEFLATED, encrypted=False, **members):
-    """Put a zip of these members in its place."""
-
-    def change(path):
-        with zipfile.ZipFile(path, "w", method) as archive:
-            for name, content in members.items():
-                archive.writestr(f"{name}.npy", content)
-        if encrypted:
-            content = bytearray(path.read_bytes())
-            content[content.index(b"PK\1\2") + 8] |= 1
-            path.write_bytes(content)
-
-    return change
-
-
-HUGE = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }".ljust(127) + b"\n"
-ONES = np.ones(500)
-
-
 @pytest.mark.parametrize(
-    "change",
+    "damage",
     [
+        lambda path: path.unlink(),
         lambda path: path.write_text("no zip"),
         lambda path: path.write_bytes(b""),
-        lambda path: np.save(path.open("wb"), np.ones(3)),
         lambda path: path.write_bytes(path.read_bytes()[:500]),
-        _zip(zipfile.ZIP_BZIP2, labels=b"1" * 1000),
-        _zip(labels=b"\0" * (1 << 28)),
-        _zip(encrypted=True, labels=b"1" * 1000),
-        _zip(labels=HUGE, top5=HUGE, confidence=HUGE, nll=HUGE),
-        _rewrite(labels=np.array(3)),
-        _rewrite(labels=np.array([{}] * 500)),
-        _rewrite(labels=np.array(["7"] * 500)),
-        _rewrite(labels=np.ones(499)),
-        _rewrite(labels=-np.ones(500, int)),
-        _rewrite(top5=ONES),
-        _rewrite(top5=np.ones((500, 0))),
-        _rewrite(confidence=np.nan * ONES),
-        _rewrite(confidence=-ONES),
-        _rewrite(confidence=1.5 * ONES),
-        _rewrite(nll=-ONES),
-        _rewrite(nll=np.inf * ONES),
+        lambda path: path.write_bytes(path.read_bytes()[:100] + b"0123456789" + path.read_bytes()[110:]),
+        lambda path: np.save(path.open("wb"), np.ones(3)),
+        lambda path: np.savez(path, labels=np.ones(500)),
+        lambda path: np.savez(path, **{**np.load(path), "labels": np.array([{}] * 500)}),  # would run a pickle
     ],
 )
-def test_predictions_that_are_none_are_refused_in_one_line(tmp_path, change):
+def test_predictions_that_are_none_are_refused_in_one_line(tmp_path, damage):
     folder = make_run(tmp_path, "run")
-    change(folder / "predictions.npz")
-    with pytest.raises(UserError, match=r"predictions\.npz: ") as error:
+    damage(folder / "predictions.npz")
+    with pytest.raises(UserError, match=r"predictions\.npz: missing or damaged; copy it from .*") as error:
         read_predictions(folder)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -364,15 +267,12 @@ def test_a_last_record_cut_short_by_a_kill_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda header: header["recipe"].pop("num_steps"),
+        lambda header: header["recipe"].pop("seed"),
         lambda header: header["recipe"].update(seed="one"),
-        lambda header: header["recipe"].update(learning_rate=[]),
-        lambda header: header["machine"].update(command=None),
-        lambda header: header["machine"].update(settings=[]),
+        lambda header: header["recipe"].update(seed=[]),
         lambda header: header.update(seconds="long"),
         lambda header: header["result"]["best"]["test"].update(nll=None),
         lambda header: header["result"]["best"]["test"].update(total=0, correct=0),
-        lambda header: header["result"]["best"]["test"].update(accuracy=0.5),
         lambda header: header["result"]["best"]["test"].update(correct=float("inf")),
         lambda header: header["result"].update(last=None),
     ],
@@ -380,5 +280,5 @@ def test_a_last_record_cut_short_by_a_kill_is_left_out(tmp_path):
 def test_a_header_with_odd_content_is_named_in_one_line(tmp_path, change):
     change_header(make_run(tmp_path, "study/digits-rdrop_1-seed1", seed=1), change)
     with pytest.raises(UserError, match=r"seed1/run\.json: not the header of a run") as error:
-        study_runs(find_runs(tmp_path))
+        study_runs(tmp_path)
     assert "\n" not in str(error.value)
