@@ -13,7 +13,6 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from common.atomic import atomic_write
@@ -24,6 +23,7 @@ from reproduce.results import ARMS, STUDIES
 from reproduce.run_log import read_metrics
 
 PAGES = ("README.md", "README_cn.md", "docs/*.md")
+REFERENCES = [arm for arm in ARMS if not arm.startswith("rdrop")]
 END = "<!-- end of table -->"
 _BLOCK = re.compile(rf"^<!-- table ([^\n]*) -->$(.*?)(^{END}$|\Z)", re.MULTILINE | re.DOTALL)
 _NOT_COMPARED = {"step", "train/images_per_second"}  # two runs with the same numbers may differ in speed
@@ -52,10 +52,8 @@ def translate(text: str) -> str:
 def plus_minus(row, measure: str, digits: int = 2, scale: float = 100, sign: str = "") -> str:
     """A mean of `results` ± half the width of its interval; with `sign` a difference, bold where 0 is not in it."""
     mean, half = row[measure], row[f"{measure}_half"]
-    if np.isnan(mean):
-        return "-"
     text = f"{scale * mean:{sign}.{digits}f}"
-    if np.isnan(half):
+    if pd.isna(half):  # of one seed
         return text
     text += f" ± {scale * half:.{digits}f}"
     return f"**{text}**" if sign and abs(mean) > half else text
@@ -73,10 +71,14 @@ class Logs:
         self.studies = results.study_runs(self.folder)
         self.arms = results.arms(self.studies).set_index(["study", "arm"], drop=False)
         self.published = audit.read_record(self.folder / "published")
+        self.minus = {arm: results.differences(self.studies, arm).set_index(["study", "arm"]) for arm in REFERENCES}
 
-    def minus(self, reference: str) -> pd.DataFrame:
-        """A row for each row of `arms`: its differences to another arm of the study, NaN where there are none."""
-        return results.differences(self.studies, reference).set_index(["study", "arm"]).reindex(self.arms.index)
+    def compared(self, study: str, arm: str, minus: str = "", measure: str = "accuracy", digits=2, scale=100) -> str:
+        """An arm's mean of what its study compares; with `minus` its difference from that arm."""
+        table = self.minus[minus] if minus else self.arms
+        if (study, arm) not in table.index:  # no seed in common
+            return "-"
+        return plus_minus(table.loc[(study, arm)], STUDIES[study].measure(measure), digits, scale, "+" if minus else "")
 
 
 def first(logs: Logs) -> pd.DataFrame:
@@ -109,29 +111,24 @@ def first(logs: Logs) -> pd.DataFrame:
 
 def answer(logs: Logs) -> pd.DataFrame:
     """A column a study: top-1 of two views without KL, and of each other arm its difference to that."""
-    minus, columns = logs.minus("two_views"), {}
-    for name, own in logs.arms.groupby(level="study", sort=False):
-        study, cells = STUDIES[name], {}
-        for arm, row in own.droplevel("study").iterrows():
-            if arm == "two_views":
-                cells[ARMS[arm]] = plus_minus(row, study.measure("accuracy"))
-            else:
-                cells[ARMS[arm]] = plus_minus(minus.loc[name, arm], study.measure("accuracy"), sign="+")
-        columns[study.title_and_n(own["n"])] = cells
+    columns = {}
+    for study, own in logs.arms.groupby(level="study", sort=False):
+        minus = {arm: "" if arm == "two_views" else "two_views" for arm in own["arm"]}
+        cells = {ARMS[arm]: logs.compared(study, arm, minus[arm]) for arm in own["arm"]}
+        columns[STUDIES[study].title_and_n(own["n"])] = cells
     table = pd.DataFrame(columns).reindex(dict.fromkeys(ARMS.values())).dropna(how="all").fillna("-")
     return table.rename_axis("top-1, %").reset_index()
 
 
 def kl(logs: Logs) -> pd.DataFrame:
-    minus = logs.minus("two_views")
     return pd.DataFrame(
         {
             "study": STUDIES[study].title_and_weights(),
             "arm": ARMS[arm],
             "n": row["n"],
-            "top-1, %": plus_minus(row, STUDIES[study].measure("accuracy")),
-            "minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("accuracy"), sign="+"),
-            "NLL minus two views": plus_minus(minus.loc[study, arm], STUDIES[study].measure("nll"), 3, 1, "+"),
+            "top-1, %": logs.compared(study, arm),
+            "minus two views": logs.compared(study, arm, minus="two_views"),
+            "NLL minus two views": logs.compared(study, arm, "two_views", "nll", digits=3, scale=1),
         }
         for (study, arm), row in logs.arms.iterrows()
     )
@@ -156,15 +153,15 @@ def arms(logs: Logs) -> pd.DataFrame:
 
 
 def differences(logs: Logs) -> pd.DataFrame:
-    references = {arm: logs.minus(arm) for arm in ARMS if not arm.startswith("rdrop")}
-    rows = []
-    for name, arm in logs.arms.index[~logs.arms["arm"].str.startswith("baseline")]:
-        study = STUDIES[name]
-        row = {"study": study.title_and_weights(), "top-1 of": ARMS[arm]}
-        for reference, minus in references.items():
-            row[f"minus {ARMS[reference]}"] = plus_minus(minus.loc[name, arm], study.measure("accuracy"), sign="+")
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "study": STUDIES[study].title_and_weights(),
+            "top-1 of": ARMS[arm],
+            **{f"minus {ARMS[other]}": logs.compared(study, arm, minus=other) for other in REFERENCES},
+        }
+        for study, arm in logs.arms.index
+        if not arm.startswith("baseline")
+    )
 
 
 def seeds(logs: Logs) -> pd.DataFrame:
