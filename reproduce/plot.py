@@ -1,8 +1,4 @@
-"""Figures from logs/ as images/figures/*.png.
-
-python -m reproduce.plot                                          all of them
-python -m reproduce.plot --logs FOLDER --images FOLDER            of other logs, elsewhere
-"""
+"""Figures from logs/: `python -m reproduce.plot` draws images/figures/*.png, with `--images FOLDER` elsewhere."""
 
 from pathlib import Path
 
@@ -78,8 +74,8 @@ def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
             style = {"color": colour, "alpha": 0.2, "linewidth": 0, "label": label}
             panel.fill_between(own["step"], own["lowest"], own["highest"], **style)
     panel.axhline(93.29, color=GREY, linestyle="--", linewidth=1, label="paper, 93.29")
-    panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %", ylim=(90.5, 94.5))
-    panel.set_xlim(left=0)
+    panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %")
+    panel.set(xlim=(0, None), ylim=(90.5, 94.5))
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, fontsize=8, ncol=2)
     return figure
@@ -100,12 +96,10 @@ def figures(logs: Path) -> dict[str, Figure]:
 
 def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.plot", description="Draw the figures of README and docs from logs/.")
-    parser.add_argument("--logs", default=str(results.LOGS), help="folder with published/ and study/")
     parser.add_argument("--images", default=str(FIGURES), help="folder for the figures")
-    options = parse(parser, argv)
-    images = Path(options.images)
+    images = Path(parse(parser, argv).images)
     images.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures(Path(options.logs)).items():
+    for name, figure in figures(results.LOGS).items():
         figure.savefig(images / f"{name}.png", dpi=110)
         say("drawn", str(images / f"{name}.png"))
 
