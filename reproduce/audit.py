@@ -62,12 +62,10 @@ def audit(paths, tag: str = ACCURACY) -> tuple[dict, pd.DataFrame]:
     if len({Path(path).read_bytes() for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: two of these files are the same; give each once")
     images = images_per_value(accuracy["share"])
-    if images:  # free of the rounding of float32
-        accuracy["share"] = np.rint(accuracy["share"] * images) / images
     grouped = accuracy.groupby("step")["share"]
     processes = int(grouped.size().mode().max())
     steps = grouped.agg(["mean", "min", "max"])[grouped.size() == processes]
-    steps = (100 * steps).round(4).set_axis(["mean", "lowest", "highest"], axis=1)  # so that equal counts are equal
+    steps = (100 * steps).round(4).set_axis(["mean", "lowest", "highest"], axis=1)  # without the rounding of float32
     shared = (steps["highest"] > steps["lowest"]).any()  # each process counted images of its own
     row = {
         "processes": processes,
