@@ -5,6 +5,7 @@ Every network has its `config`, `model(images) -> logits`, `model.views(images) 
 """
 
 import dataclasses
+import functools
 
 import paddle
 
@@ -74,6 +75,7 @@ def state_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
 
 
+@functools.cache
 def count_parameters(config: Config) -> int:
     """Numbers that are trained, so without the running statistics of batch norm."""
     return sum(p.size for p in skeleton(config).parameters() if not p.stop_gradient)

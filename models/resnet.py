@@ -187,27 +187,3 @@ def dense(inputs: int, outputs: int) -> nn.Linear:
     """A dense layer that starts uniform in ±1/sqrt(inputs), its bias at 0, as in PaddleClas."""
     bound = 1 / math.sqrt(inputs)
     return nn.Linear(inputs, outputs, weight_attr=nn.initializer.Uniform(-bound, bound))
-
-
-@paddle.no_grad()
-def measure(config: CNNConfig) -> tuple[int, int, int]:
-    """(parameters, operations of one image's forward pass, numbers it keeps for the backward pass), by running it.
-
-    Operations are those of convolutions and dense layers; a multiply-add counts as 2.
-    """
-    model, operations, kept = ResNet(config), 0, 0
-
-    def count(layer, inputs, output):
-        nonlocal operations, kept
-        kept += inputs[0].size
-        if isinstance(layer, nn.Conv2D | nn.Linear):
-            outputs = layer.weight.shape[0 if isinstance(layer, nn.Conv2D) else 1]
-            operations += 2 * (layer.weight.size // outputs) * output.size
-
-    for layer in model.sublayers():
-        if not layer.sublayers():
-            layer.register_forward_post_hook(count)
-    model.eval()
-    model(paddle.zeros([1, 3, config.image_size, config.image_size]))
-    trained = (p for p in model.parameters() if not p.stop_gradient)  # without the running statistics
-    return sum(p.size for p in trained), operations, kept

@@ -23,7 +23,6 @@ import paddle
 
 from common.atomic import atomic_write
 from common.errors import UserError, printable
-from data import Sizes
 from data.in_memory import InMemory
 from models import build
 from models.weights import read_weights
@@ -206,10 +205,9 @@ def _timed(gpu, recipe: Recipe) -> Check:
 def _on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
     """What `seconds` an update mean on this card: share of its peak, memory, hours of the headline."""
     config = recipe.network(100)
-    made = plan.make_plan(recipe, config, Sizes(100, recipe.batch_size, 0, 0), 1, fused)
     estimate = plan.memory_bytes(recipe, config, recipe.batch_size, fused)
     peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
-    text = f", {made.flops_per_step / seconds / peak / 1e10:.0f} % of the peak" if peak else ""
+    text = f", {plan.flops_per_step(recipe, config) / seconds / peak / 1e10:.0f} % of the peak" if peak else ""
     used = paddle.device.cuda.max_memory_reserved() / 2**30
     text += f", {used:.1f} GiB (estimate {estimate / 2**30:.1f} of {gpu.gib:.0f})"
     headline = get_recipe(HEADLINE)

@@ -5,6 +5,7 @@ With several processes the first one does what touches files, and the others wai
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.lock import locked
-from data import dataset_sizes, load_dataset
+from data import Sizes, dataset_files, load_dataset
 from data.download import fetch
-from models import has_batch_norm
+from models import Config, count_parameters, has_batch_norm
+from models.vit import ViTConfig
 from models.weights import PRETRAINED_URLS, read_weights
 from reproduce import ROOT, checkpoint, distributed, plan
 from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
-from reproduce.recipes import HEADLINE, PRECISIONS, RECIPES, SMALL, Recipe, add_options, get_recipe
+from reproduce.recipes import HEADLINE, PRECISIONS, RECIPES, SETTINGS, SMALL, Recipe, add_options, get_recipe
 from reproduce.run_log import read_header
 
 # folders of logs/ and checkpoints/ that hold others
@@ -64,12 +66,10 @@ def prepare(description: str):
     _check_run_name(job.run)
     if options.gpu and not options.dry_run:
         raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
-    device = choose_device("cpu" if options.gpu else recipe.device)
-    planned = _settle(job, device, options.gpu, elsewhere=options.dry_run or options.fetch_only)
+    _settle(job, options)
     if options.fetch_only:
-        _fetch(job.recipe)
-    elif options.dry_run:
-        _print_plan(job, planned)
+        _fetch_pretrained(recipe)
+        load_dataset(recipe.dataset, recipe.data_dir, **recipe.split(), strict=recipe.strict, workers=recipe.workers)
     if options.fetch_only or options.dry_run:
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
@@ -78,8 +78,9 @@ def prepare(description: str):
         PRECISIONS.index(job.recipe.precision),
         "the processes would compute in different precisions, as their GPUs differ; say --precision fp32",
     )
-    with _locked(job):
+    with contextlib.ExitStack() as held:
         if distributed.is_main():
+            held.enter_context(_lock(job))
             if options.restart:
                 _set_aside(job)
             if _result_of_finished(job) is None:
@@ -96,7 +97,7 @@ def prepare(description: str):
 
 
 def _recipe(options) -> Recipe:
-    changes = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe) if hasattr(options, f.name)}
+    changes = {field.name: getattr(options, field.name) for field in SETTINGS if hasattr(options, field.name)}
     recipe = get_recipe(options.recipe or (HEADLINE if has_gpu() or options.gpu else SMALL), **changes)
     if recipe.batch_size < distributed.size():
         text = f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes"
@@ -111,47 +112,63 @@ def _recipe(options) -> Recipe:
     return recipe
 
 
-def _settle(job: Job, device: str, gpu_text: str, elsewhere: bool) -> plan.Plan:
-    """Choose precision, micro-batch and attention for this machine, or for the GPU that --gpu names; say them.
-
-    `elsewhere`: the run will not be computed here, so this machine need not be able to.
-    """
+def _settle(job: Job, options) -> None:
+    """Choose precision, micro-batch and attention for this machine, or for the GPU that --gpu names; say them."""
     wished, gpu = job.recipe, None
-    if gpu_text:
-        gpu, device = plan.gpu_named(gpu_text), f"as on {gpu_text}"
+    device = choose_device("cpu" if options.gpu else wished.device)
+    if options.gpu:
+        gpu, device = plan.gpu_named(options.gpu), f"as on {options.gpu}"
     elif device != "cpu":
         gpu = plan.gpu_here()
-    sizes = dataset_sizes(wished.dataset, wished.data_dir, **wished.split())
-    recipe = plan.with_epochs(wished, sizes)
-    config = recipe.network(sizes.classes)
+    recipe, config, sizes = plan.with_sizes(wished)
     if recipe.precision == "auto":
         recipe = dataclasses.replace(recipe, precision=_precision_on_record(job))
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
+    elsewhere = options.dry_run or options.fetch_only  # then this machine need not be able to compute the run
     if not elsewhere:
         _check_precision(recipe.precision, gpu)
     if has_batch_norm(config):
         _check_batch_norm(recipe)
     job.fused = recipe.precision != "fp32" and gpu is not None and gpu.fused and not has_batch_norm(config)
-    planned = plan.make_plan(recipe, config, sizes, distributed.size(), job.fused)
-    auto = [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]
     text = f"{device}, {recipe.precision}, micro-batches of {recipe.micro_batch_size}"
     if job.fused:
         text += ", fused attention"
-    if auto:
+    if auto := [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]:
         text += f" (auto: {', '.join(auto)})"
     say("device", text + distributed.described())
-    need = planned.memory_bytes / 2**30
-    if gpu is not None:
-        say("memory", f"about {need:.1f} of {gpu.gib:.0f} GiB a GPU (estimate)")
-        if need > gpu.gib:
-            say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size or --eval_batch_size")
-    elif elsewhere:
-        say("memory", f"about {need:.2g} GiB a process (estimate: weights, gradients, optimizer, activations)")
-    work = [planned.flops_training, planned.flops_evaluation]
-    if gpu is not None or elsewhere or sum(work) > _LARGE_FLOPS:
-        shared = 1 if gpu is None else planned.processes
-        say("time", plan.time_needed(*(flops / shared for flops in work), recipe.precision, gpu))
-    return planned
+    if isinstance(config, ViTConfig):  # others are not counted
+        _say_estimates(job, config, sizes, gpu, elsewhere)
+    if elsewhere:
+        _describe(recipe, config, sizes)
+
+
+def _say_estimates(job: Job, config: ViTConfig, sizes: Sizes, gpu: plan.Gpu | None, elsewhere: bool) -> None:
+    recipe, processes = job.recipe, distributed.size()
+    at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / processes))
+    training = plan.memory_bytes(recipe, config, at_once, job.fused)
+    gib = max(training, plan.evaluation_memory_bytes(recipe, config)) / 2**30
+    where = "GiB a process" if gpu is None else f"of {gpu.gib:.0f} GiB a GPU"
+    say("memory", f"about {gib:.3g} {where} (estimate)")
+    if gpu is not None and gib > gpu.gib:
+        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size or --eval_batch_size")
+    training, evaluation = plan.flops_of_run(recipe, config, sizes)
+    say("work", f"{training:.3e} FLOPs in training, {evaluation:.3e} in evaluation (matrix products)")
+    if gpu is not None or elsewhere or training > _LARGE_FLOPS:
+        say("time", plan.time_needed(training, evaluation, recipe.precision, gpu, processes))
+
+
+def _describe(recipe: Recipe, config: Config, sizes: Sizes) -> None:
+    networks = f"{recipe.model} and {recipe.second_model}" if recipe.second_model else recipe.model
+    say("network", f"{networks}, {count_parameters(config):,} parameters, {recipe.image_size} px")
+    steps, epochs = f"{recipe.num_steps:,} steps", recipe.num_steps * recipe.batch_size / sizes.train
+    say("samples", f"{sizes.train:,} training images ({recipe.dataset}), {steps} = {epochs:.1f} epochs")
+    files = dataset_files(recipe.dataset, recipe.data_dir)
+    if recipe.data_dir:  # a folder of the user's: nothing is downloaded into it
+        files = dict.fromkeys(files, "")
+    for path, address in (files | _pretrained_files(recipe)).items():
+        state = f"missing; will be fetched from {address}" if address else "missing; put it there"
+        say("file", f"{_shown(path)}: {'there' if path.exists() else state}")
+    say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
 
 
 def _precision_on_record(job: Job) -> str:
@@ -160,12 +177,8 @@ def _precision_on_record(job: Job) -> str:
     return header["recipe"].get("precision", "auto") if header else "auto"
 
 
-@contextlib.contextmanager
-def _locked(job: Job):
-    """Keep other starts of the same run away while this one works on it."""
-    if not distributed.is_main():
-        yield
-        return
+def _lock(job: Job):
+    """Keeps other starts of the same run away while this one works on it."""
 
     def busy(holder):
         text = f"the run {job.run} is being trained already, by {holder}"
@@ -173,8 +186,7 @@ def _locked(job: Job):
 
     for folder in (job.logs.parent, job.saved.parent):  # what cannot be written fails now and not after hours
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(job.saved.with_name(f".{job.saved.name}.lock"), busy):
-        yield
+    return locked(job.saved.with_name(f".{job.saved.name}.lock"), busy)
 
 
 def finish(job: Job) -> None:
@@ -196,8 +208,6 @@ def finish(job: Job) -> None:
     weights = _shown(job.saved / ("best.pdparams" if best else "last.pdparams"))
     data_dir = ["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []
     say("evaluate", shlex.join(["bash", "run_eval.sh", str(weights), *data_dir]))
-    board = "" if job.out == ROOT else f" --logdir {shlex.quote(str(job.out / 'logs'))}"
-    say("dashboard", f"bash run_board.sh{board}")
     from reproduce import curves  # here, as matplotlib costs the start of a run a second
 
     picture = job.out / "images" / f"{job.run}.png"
@@ -220,18 +230,16 @@ def run_name(recipe: Recipe) -> str:
 
 def _check_run_name(run: str) -> None:
     path = Path(run)
-    if not path.parts or path.is_absolute() or ".." in path.parts or str(path) in _NO_RUNS:
-        known = ", ".join(_NO_RUNS)
-        raise UserError(f"--run {run}: must be a name, or a path below logs/ without '..', and not one of {known}")
-    if len(path.name) > _LONGEST_NAME:
-        raise UserError(f"--run {run}: is too long for a folder's name; choose a shorter one with --run NAME")
+    bad = not path.parts or path.is_absolute() or ".." in path.parts or str(path) in _NO_RUNS
+    if bad or len(path.name) > _LONGEST_NAME:
+        known = f"a path below logs/ without '..', and not one of {', '.join(_NO_RUNS)}"
+        raise UserError(f"--run {run}: must be a name of at most {_LONGEST_NAME} letters, or {known}")
 
 
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
-    if precision != "fp32" and gpu is None:
-        raise UserError(f"--precision {precision}: a CPU has no such matrix product in Paddle; use fp32 or a GPU")
-    if precision != "fp32" and not getattr(gpu, precision):
-        raise UserError(f"--precision {precision}: {gpu.name} cannot compute in it; leave it to auto, or say fp32")
+    if precision != "fp32" and not getattr(gpu, precision, False):
+        name = "a CPU" if gpu is None else gpu.name
+        raise UserError(f"--precision {precision}: {name} cannot compute in it; leave it to auto, or say fp32")
 
 
 def _check_batch_norm(recipe: Recipe) -> None:
@@ -260,34 +268,20 @@ def _parser(description: str) -> Parser:
     return parser
 
 
-def _print_plan(job: Job, planned: plan.Plan) -> None:
-    recipe = job.recipe
-    for what, text in plan.describe(recipe, planned):
-        say(what, text)
-    for path, address in plan.needed_files(recipe).items():
-        state = "there"
-        if not path.exists():
-            state = f"missing; will be fetched from {address}" if address else "missing; put it there"
-        say("file", f"{_shown(path)}: {state}")
-    say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
-
-
-def _fetch(recipe: Recipe) -> None:
-    """Data and weights onto this machine's disk, for nodes that have no internet."""
-    _fetch_pretrained(recipe)
-    load_dataset(recipe.dataset, recipe.data_dir, **recipe.split(), strict=recipe.strict, workers=recipe.workers)
-    for path in plan.needed_files(recipe):
-        say("file", f"{_shown(path)}: there")
+def _pretrained_files(recipe: Recipe) -> dict[Path, str]:
+    """The weight files that the run starts from, each with the address it is fetched from ("" = it must be there)."""
+    paths = [Path(text) for text in (recipe.pretrained, recipe.second_pretrained) if text]
+    own = ROOT / "checkpoints" / "pretrained"  # elsewhere a known name is a slip
+    return {path: PRETRAINED_URLS.get(path.name, "") if path.resolve().parent == own else "" for path in paths}
 
 
 def _fetch_pretrained(recipe: Recipe) -> None:
-    for path in (Path(text) for text in (recipe.pretrained, recipe.second_pretrained) if text):
+    for path, address in _pretrained_files(recipe).items():
         if path.exists():
             continue
-        url = PRETRAINED_URLS.get(path.name)
-        if url is None or path.resolve().parent != ROOT / "checkpoints" / "pretrained":  # elsewhere it is a slip
+        if not address:
             raise UserError(f"{path}: no such file; give an existing one with --pretrained FILE ('' = random weights)")
-        fetch(url, path)
+        fetch(address, path)
 
 
 def _result_of_finished(job: Job) -> dict | None:

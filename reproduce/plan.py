@@ -5,26 +5,23 @@ bash run_train.sh RECIPE --dry_run --gpu "A100 40GB"  for another one; a number 
 """
 
 import dataclasses
-import functools
 import math
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import paddle
 
 from common.errors import UserError
-from data import Sizes, dataset_files
-from models import Config, TwoNetworksConfig, count_parameters, resnet
+from data import Sizes, dataset_sizes
+from models import Config, count_parameters, has_batch_norm
 from models.vit import ViTConfig
-from models.weights import PRETRAINED_URLS
 from reproduce.recipes import Recipe
 
 _TO_USE = 0.8  # of a GPU's memory; the rest is left to the framework and to fragments
-_ON_CPU = 32  # micro-batch of `auto`
-_LARGEST = 256
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # micro-batches of `auto` on a GPU
+_ON_CPU = 32  # and on a CPU
 _SHARES_OF_PEAK = (0.4, 0.2)  # that training of a ViT reaches on a GPU
 
 
@@ -58,21 +55,16 @@ _CARDS = (
 def gpu_here() -> Gpu:
     """The current GPU of Paddle, with its peaks where the card is known."""
     found = paddle.device.cuda.get_device_properties(paddle.get_device())  # of this process, not of the first one
-    card = _known(found.name) or Gpu(found.name, 0)
+    flags = paddle.framework._global_flags()  # without such a kernel Paddle takes plain attention and does not say so
+    kernels = any(flags.get(f"FLAGS_{name}_attn_available", False) for name in ("flash", "mem_efficient"))
     return dataclasses.replace(
-        card,
+        _known(found.name) or Gpu(found.name, 0),
         name=found.name,
         gib=found.total_memory / 2**30,
         bf16=paddle.amp.is_bfloat16_supported(),
         fp16=found.major >= 7,
-        fused=found.major >= 8 and _build_has_fused_attention(),
+        fused=found.major >= 8 and kernels,
     )
-
-
-def _build_has_fused_attention() -> bool:
-    """Whether this build of Paddle has a kernel for it; without one it would take plain attention and not say so."""
-    flags = paddle.framework._global_flags()
-    return any(flags.get(f"FLAGS_{kernel}_attn_available", False) for kernel in ("flash", "mem_efficient"))
 
 
 def gpu_named(text: str) -> Gpu:
@@ -90,122 +82,93 @@ def _known(name: str) -> Gpu | None:
     return next((card for card in _CARDS if card.name in words), None)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Counts of a run. FLOPs are those of the matrix products; a backward pass costs twice a forward pass."""
+def with_sizes(recipe: Recipe) -> tuple[Recipe, Config, Sizes]:
+    """The recipe with `num_epochs` turned into updates, its network, and its numbers of images.
 
-    parameters: int
-    tokens: int  # of one image; 0 in a convolutional network
-    train_images: int
-    epochs: float
-    processes: int
-    micro_batches: int  # of one process, an update
-    flops_per_step: int
-    flops_training: int
-    flops_evaluation: int
-    memory_bytes: int  # of one process, in training or in evaluation, whichever takes more
-
-
-def with_epochs(recipe: Recipe, sizes: Sizes) -> Recipe:
-    """The recipe with `num_epochs` turned into updates; a batch crosses the border of two epochs."""
-    if not recipe.num_epochs:
-        return recipe
-    steps = math.ceil(sizes.train / recipe.batch_size)
-    return dataclasses.replace(recipe, num_steps=recipe.num_epochs * steps, eval_every=steps)
+    A batch crosses the border of two epochs.
+    """
+    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
+    if recipe.num_epochs:
+        steps = math.ceil(sizes.train / recipe.batch_size)
+        recipe = dataclasses.replace(recipe, num_steps=recipe.num_epochs * steps, eval_every=steps)
+    return recipe, recipe.network(sizes.classes), sizes
 
 
 def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> Recipe:
     """The recipe with `auto` precision and micro-batch replaced by what this GPU, or the CPU (None), computes best.
 
-    The micro-batch is the largest power of two of images that fits. Raises UserError when not even one does.
+    The micro-batch of a ViT is the largest power of two of images that fits; with batch norm it is the whole batch.
+    Raises UserError when not even one image fits.
     """
     if recipe.precision == "auto":
         recipe = dataclasses.replace(recipe, precision="bf16" if gpu is not None and gpu.bf16 else "fp32")
     if recipe.micro_batch_size:
         return recipe
-    share, size = math.ceil(recipe.batch_size / processes), _ON_CPU
-    if gpu is not None:
-        size = _LARGEST
-        while size and memory_bytes(recipe, config, size, gpu.fused) > _TO_USE * gpu.gib * 2**30:
-            size //= 2
-    if size == 0:
-        need = memory_bytes(recipe, config, 1, gpu.fused) / 2**30
-        text = f"{recipe.name} needs about {need:.0f} GiB for one image in {recipe.precision}, {gpu.name} has"
-        raise UserError(f"{text} {gpu.gib:.0f}; say --recompute true, or a smaller --image_size or --model")
-    return dataclasses.replace(recipe, micro_batch_size=min(size, share))
+    size = _ON_CPU
+    if has_batch_norm(config):
+        size = recipe.batch_size
+    elif gpu is not None and isinstance(config, ViTConfig):
+        needs = {size: memory_bytes(recipe, config, size, gpu.fused) / 2**30 for size in _SIZES}
+        size = max((size for size, need in needs.items() if need <= _TO_USE * gpu.gib), default=0)
+        if not size:
+            text = f"{recipe.name} needs about {needs[1]:.0f} GiB for one image in {recipe.precision}, {gpu.name} has"
+            raise UserError(f"{text} {gpu.gib:.0f}; say --recompute true, or a smaller --image_size or --model")
+    return dataclasses.replace(recipe, micro_batch_size=min(size, math.ceil(recipe.batch_size / processes)))
 
 
-def make_plan(recipe: Recipe, config: Config, sizes: Sizes, processes: int = 1, fused: bool = True) -> Plan:
-    """Count what `recipe`, resolved, takes on the network `config` and on so many images, with that many processes."""
-    per_image, shared = flops_per_image(config), 0
-    views = 1 if recipe.second_model else recipe.num_views  # each of two networks sees an image once
-    if views == 2 and isinstance(config, ViTConfig):
-        shared = config.flops_by_part()["patch embedding"]  # before the first dropout
-    per_step = 3 * (per_image * views - shared) * recipe.batch_size
-    share = math.ceil(recipe.batch_size / processes)
-    return Plan(
-        parameters=_parameters(config),
-        tokens=getattr(config, "tokens", 0),
-        train_images=sizes.train,
-        epochs=recipe.num_steps * recipe.batch_size / sizes.train,
-        processes=processes,
-        micro_batches=math.ceil(share / recipe.micro_batch_size),
-        flops_per_step=per_step,
-        flops_training=per_step * recipe.num_steps,
-        flops_evaluation=per_image * evaluated_images(recipe, sizes),
-        memory_bytes=max(
-            memory_bytes(recipe, config, min(recipe.micro_batch_size, share), fused),
-            evaluation_memory_bytes(recipe, config),
-        ),
-    )
+def flops_per_image(config: ViTConfig) -> int:
+    """Of the matrix products of one forward pass."""
+    return sum(config.flops_by_part().values())
 
 
-_measured = functools.lru_cache(resnet.measure)
-_parameters = functools.lru_cache(count_parameters)
+def flops_per_step(recipe: Recipe, config: ViTConfig) -> int:
+    """Of an update; a backward pass costs twice a forward pass."""
+    per_image = recipe.num_views * flops_per_image(config)
+    if recipe.num_views == 2:
+        per_image -= config.flops_by_part()["patch embedding"]  # before the first dropout: computed once
+    return 3 * per_image * recipe.batch_size
 
 
-def flops_per_image(config: Config) -> int:
-    """Of one forward pass, of both networks where there are two."""
-    if isinstance(config, TwoNetworksConfig):
-        return flops_per_image(config.first) + flops_per_image(config.second)
-    return sum(config.flops_by_part().values()) if isinstance(config, ViTConfig) else _measured(config)[1]
+def flops_of_run(recipe: Recipe, config: ViTConfig, sizes: Sizes) -> tuple[int, int]:
+    """Of all updates and of all evaluations."""
+    images = 0
+    if recipe.eval_every:
+        validations = math.ceil(recipe.num_steps / recipe.eval_every)
+        tests = 2  # the best and the last weights
+        if recipe.select_on == "test":
+            tests += validations
+        elif recipe.test_every:
+            tests += (recipe.num_steps - 1) // recipe.test_every
+        images = validations * sizes.validation + tests * sizes.test
+    return recipe.num_steps * flops_per_step(recipe, config), images * flops_per_image(config)
 
 
-def memory_bytes(recipe: Recipe, config: Config, images: int, fused: bool) -> int:
+def memory_bytes(recipe: Recipe, config: ViTConfig, images: int, fused: bool) -> int:
     """Of one process in training: weights, gradients, the optimizer's, and what a micro-batch keeps."""
-    precision = recipe.precision
-    parameters, copies = _parameters(config), 4 if recipe.optimizer == "adam" else 3
-    each = 4 * copies
-    if precision != "fp32":
+    each = 16 if recipe.optimizer == "adam" else 12
+    if recipe.precision != "fp32":
         each += 2  # the 16-bit cast of the weights
-    views = 1 if recipe.second_model else recipe.num_views
-    return each * parameters + images * views * activation_bytes(config, precision, fused, recipe.recompute)
+    kept = activation_bytes(config, recipe.precision, fused, recipe.recompute)
+    return each * count_parameters(config) + images * recipe.num_views * kept
 
 
-def evaluation_memory_bytes(recipe: Recipe, config: Config) -> int:
-    """Of one process in an evaluation: weights, the optimizer's, and the largest part of a block, in fp32.
-
-    0 for convolutional networks, which take more in training.
-    """
-    if not (isinstance(config, ViTConfig) and recipe.eval_every):
+def evaluation_memory_bytes(recipe: Recipe, config: ViTConfig) -> int:
+    """Of one process in an evaluation: weights, the optimizer's, and the largest part of a block, in fp32."""
+    if not recipe.eval_every:
         return 0
     t, d = config.tokens, config.width
     attention = 2 * config.heads * t * t + 5 * t * d  # scores and weights; the block's input, its norm, q, k, v
     mlp = 2 * t * config.mlp_width + 3 * t * d
     copies = 3 if recipe.optimizer == "adam" else 2
-    return 4 * (copies * _parameters(config) + recipe.eval_batch_size * max(attention, mlp))
+    return 4 * (copies * count_parameters(config) + recipe.eval_batch_size * max(attention, mlp))
 
 
-def activation_bytes(config: Config, precision: str, fused: bool, recompute: bool = False) -> int:
+def activation_bytes(config: ViTConfig, precision: str, fused: bool, recompute: bool = False) -> int:
     """What one image keeps for the backward pass; an upper estimate.
 
     In fp32 four bytes a number. In 16 bits (AMP O1) layer_norm and softmax compute in fp32, the residual is promoted
     to fp32, and each product keeps a 16-bit cast of its input. Fused attention, used with 16 bits, keeps no weights.
     """
-    if isinstance(config, TwoNetworksConfig):
-        return sum(activation_bytes(each, precision, fused, recompute) for each in (config.first, config.second))
-    if not isinstance(config, ViTConfig):
-        return 4 * _measured(config)[2]
     block = block_bytes(config, precision, fused)
     first_and_last = 4 * (4 * config.tokens * config.width + 3 * config.image_size**2)  # there the class token alone
     if recompute:
@@ -229,22 +192,11 @@ def block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
     return attention + 8 * t * d + 2 * (8 * t * d + 2 * t * m) + masks
 
 
-def evaluated_images(recipe: Recipe, sizes: Sizes) -> int:
-    """Images that pass through the network in all evaluations of the run."""
-    if not recipe.eval_every:
-        return 0
-    validations = math.ceil(recipe.num_steps / recipe.eval_every)
-    tests = 2  # the best and the last weights
-    if recipe.select_on == "test":
-        tests += validations
-    elif recipe.test_every:
-        tests += (recipe.num_steps - 1) // recipe.test_every
-    networks = 2 if recipe.second_model else 1  # of each network, which are evaluated alone and together
-    return networks * (validations * sizes.validation + tests * sizes.test)
+def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None, gpus: int = 1) -> str:
+    """How long so many operations take on GPUs like this one, or on this CPU (None), a sentence.
 
-
-def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None) -> str:
-    """How long so many operations take on this GPU, or on this CPU (None), a sentence. Evaluation is in fp32."""
+    Evaluation is in fp32.
+    """
     if gpu is None:
         speed = measured_flops_per_second()
         seconds = (training + evaluation) / speed
@@ -252,7 +204,7 @@ def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | N
     peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
     if not peak:
         return f"not known for {gpu.name}; after 20 updates the run says how long it takes"
-    seconds = (training / peak + evaluation / gpu.peak_32) / 1e12
+    seconds = (training / peak + evaluation / gpu.peak_32) / 1e12 / gpus
     low, high = (duration(seconds / share) for share in _SHARES_OF_PEAK)
     return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
 
@@ -274,29 +226,3 @@ def measured_flops_per_second() -> float:
         paddle.matmul(a, a).numpy()
         seconds.append(time.perf_counter() - start)
     return 2 * 1024**3 / min(seconds[1:])
-
-
-def needed_files(recipe: Recipe) -> dict[Path, str]:
-    """Every file or folder that the run reads, each with the address it is fetched from ("" = it must be there)."""
-    files = dataset_files(recipe.dataset, recipe.data_dir)
-    if recipe.data_dir:  # a folder of the user's: nothing is downloaded into it
-        files = dict.fromkeys(files, "")
-    for pretrained in (recipe.pretrained, recipe.second_pretrained):
-        if pretrained:
-            files[Path(pretrained)] = PRETRAINED_URLS.get(Path(pretrained).name, "")
-    return files
-
-
-def describe(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
-    """The plan as lines for people: (what, text)."""
-    networks = f"{recipe.model} and {recipe.second_model}" if recipe.second_model else recipe.model
-    tokens = f" = {plan.tokens} tokens" if plan.tokens else ""
-    at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / plan.processes))
-    step = f"{recipe.batch_size} images x {recipe.num_views} view(s), in {plan.micro_batches} micro-batch(es)"
-    work = f"{plan.flops_per_step:.3e} FLOPs a step, {plan.flops_training:.3e} in {recipe.num_steps:,} steps"
-    return [
-        ("network", f"{networks}, {plan.parameters:,} parameters, {recipe.image_size} px{tokens}"),
-        ("samples", f"{plan.train_images:,} training images ({recipe.dataset}), {plan.epochs:.1f} epochs"),
-        ("step", f"{step} of up to {at_once} on each of {plan.processes} process(es)"),
-        ("work", f"{work}, {plan.flops_evaluation:.3e} in evaluation (matrix products)"),
-    ]

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import functools
 import math
+import operator
 from dataclasses import dataclass
 
 from common.errors import UserError, near
@@ -17,14 +18,17 @@ from reproduce.optim import SCHEDULES
 from reproduce.rdrop import FORMS
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def setting(default, help: str, choices=(), at_least=None, below=None, hardware: bool = False):
-    """A recipe field. `hardware` marks those that say where and how a run is computed, not what it means."""
-    metadata = {"help": help, "choices": choices, "at_least": at_least, "below": below, "hardware": hardware}
+def setting(default, help: str, choices=(), hardware: bool = False, **limits):
+    """A field of a recipe; `limits` are names of _LIMITS. `hardware`: it does not change what the run means."""
+    metadata = {"help": help, "choices": choices, "hardware": hardware, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
+share = functools.partial(setting, at_least=0, below=1)
+random_seed = functools.partial(setting, at_least=0, below=2**63)
 machine = functools.partial(setting, hardware=True)
 
 
@@ -39,12 +43,12 @@ class Recipe:
     dataset: str = setting("cifar100", "data set", tuple(CLASSES))
     train_per_class: int = setting(0, "training images kept of each class; 0 keeps all", at_least=0)
     validation_per_class: int = setting(10, "training images of each class held out to validate; 0 = none", at_least=0)
-    validation_share: float = setting(0.0, "share of each class held out instead (0.1 = 90/10); 0 = off", (), 0, 1)
+    validation_share: float = share(0.0, "share of each class held out instead (0.1 = 90/10); 0 = off")
     strict: bool = setting(False, "stop at a picture of a table that cannot be read; off: leave it out, with its name")
-    split_seed: int = setting(0, "which images the two options above choose; the same in a study", (), 0, 2**63)
+    split_seed: int = random_seed(0, "which images the two options above choose; the same in a study")
     image_size: int = setting(384, "pixels a side after cropping and resizing", at_least=1)
     scale: str = setting("-1..1", "what pixel values become; imagenet = its mean and deviation", tuple(SCALES))
-    crop_min_area: float = setting(0.05, "smallest random crop, share of the image's area; 1 = no random crops")
+    crop_min_area: float = setting(0.05, "smallest random crop, share of the area; 1 = off", above=0, at_most=1)
     flip: bool = setting(False, "mirror half of the training images; the official code does not")
 
     # network
@@ -52,12 +56,12 @@ class Recipe:
     second_model: str = setting("", "another network beside it: the two are the views; '' = none", ("", *NAMES))
     pretrained: str = setting("", "weight file to start from; '' starts from random weights")
     second_pretrained: str = setting("", "weight file of the second network")
-    dropout: float = setting(0.1, "rate after the position embedding and in each MLP, or a ResNet's; 0 = off", (), 0, 1)
-    attention_dropout: float = setting(0.0, "dropout rate of the attention weights; 0 = off", (), 0, 1)
-    projection_dropout: float = setting(0.0, "dropout rate after the attention's projection; 0 = off", (), 0, 1)
+    dropout: float = share(0.1, "rate after the position embedding and in each MLP, or a ResNet's; 0 = off")
+    attention_dropout: float = share(0.0, "dropout rate of the attention weights; 0 = off")
+    projection_dropout: float = share(0.0, "dropout rate after the attention's projection; 0 = off")
 
     # loss: see rdrop.rdrop_loss
-    num_views: int = setting(2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", (1, 2))
+    num_views: int = setting(2, "2 = R-Drop's two views of each image; 1 = plain cross-entropy", at_least=1, at_most=2)
     alpha: float = setting(0.3, "strength of the KL term; 0 = off. 0.3 here is the paper's 0.6", at_least=0)
     kl_sum_over: int = setting(1, "1 = mean KL (paper); n = summed over micro-batches of n (official: 32)", at_least=1)
     loss_form: str = setting("sum", "views added up (paper, official) or averaged (blog, port)", FORMS)
@@ -67,13 +71,13 @@ class Recipe:
     num_epochs: int = setting(0, "passes over the images: sets num_steps and eval_every; 0 = off", at_least=0)
     num_steps: int = setting(10_000, "updates", at_least=1)
     batch_size: int = setting(512, "images an update; each is seen num_views times", at_least=1)
-    learning_rate: float = setting(1e-2, "peak rate")
+    learning_rate: float = setting(1e-2, "peak rate", above=0, below=math.inf)
     schedule: str = setting("cosine", "course of the rate after the warm-up", SCHEDULES)
     warmup_steps: int = setting(500, "updates of linear warm-up; 0 = none", at_least=0)
-    momentum: float = setting(0.9, "momentum of SGD; 0 = plain SGD", (), 0, 1)
+    momentum: float = share(0.9, "momentum of SGD; 0 = plain SGD")
     weight_decay: float = setting(0.0, "L2 coefficient; 0 = off", at_least=0)
     max_grad_norm: float = setting(1.0, "global L2 norm that gradients are clipped to; 0 = off", at_least=0)
-    seed: int = setting(42, "seed of order, crops, dropout and initial weights", (), 0, 2**63)
+    seed: int = random_seed(42, "seed of order, crops, dropout and initial weights")
 
     # evaluation
     eval_every: int = setting(100, "updates between two validations; 0 = no evaluation at all", at_least=0)
@@ -108,8 +112,7 @@ class Recipe:
 
     def meaning(self) -> dict:
         """The fields that define the run's result: all but its name and the hardware ones."""
-        fields = (f.name for f in dataclasses.fields(self)[2:] if not f.metadata["hardware"])
-        return {name: getattr(self, name) for name in fields}
+        return {f.name: getattr(self, f.name) for f in SETTINGS if not f.metadata["hardware"]}
 
 
 def _changed(base: Recipe, name: str, summary: str, **changes) -> Recipe:
@@ -127,19 +130,6 @@ _HEADLINE = Recipe(
 _LARGE = {"model": "ViT-L_16", "pretrained": "checkpoints/pretrained/ViT-L_16.npz"}
 _TINY = {"model": "ViT-Ti_16", "pretrained": "checkpoints/pretrained/vit_tiny_patch16_224.safetensors"}
 
-_FAST = _changed(
-    _HEADLINE,
-    "cifar100_vit_b16_fast",
-    "half an hour on an A100 by the estimate: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
-    image_size=224,
-    kl_sum_over=1,
-    num_steps=7660,  # 10 epochs of 49,000 images
-    batch_size=64,
-    warmup_steps=383,  # 5 %, as the headline
-    eval_every=766,
-    test_every=0,
-)
-
 _TI16 = Recipe(
     "cifar100_vit_ti16",
     "small and real: ViT-Ti/16 from an ImageNet file, 50 CIFAR-100 images a class, minutes on a CPU",
@@ -152,7 +142,6 @@ _TI16 = Recipe(
     micro_batch_size=64,
     learning_rate=0.05,
     warmup_steps=40,
-    eval_every=100,
     eval_batch_size=250,
     save_every=50,
 )
@@ -202,17 +191,6 @@ _GROWTH = Recipe(
     log_every=1,
 )
 
-_GROWTH_VIT = _changed(
-    _GROWTH,
-    "growth_stages_vit",
-    "ViT-Ti/16 from an ImageNet file with R-Drop on the same pictures, 224 px",
-    **_TINY,
-    second_model="",
-    image_size=224,
-    scale="-1..1",
-    dropout=0.1,
-)
-
 _IMAGES = Recipe(
     "images_vit_b16",
     "your own pictures, folders or a table (--data_dir): ViT-B/16 + R-Drop at 224 px, 10 epochs",
@@ -240,7 +218,16 @@ _ALL = (
         learning_rate=8e-3,
         num_steps=20_000,
     ),
-    _FAST,
+    Recipe(
+        "cifar100_vit_b16_fast",
+        "half an hour on an A100 by the estimate: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
+        pretrained=_HEADLINE.pretrained,
+        image_size=224,
+        num_steps=7660,  # 10 epochs of 49,000 images
+        batch_size=64,
+        warmup_steps=383,  # 5 %, as the headline
+        eval_every=766,
+    ),
     _changed(_HEADLINE, "cifar100_vit_l16_rdrop", "ViT-L/16 + R-Drop; paper 93.85 %", **_LARGE),
     _changed(_HEADLINE, "cifar100_vit_l16_baseline", "ViT-L/16 without R-Drop; paper 93.44 %", **_LARGE, num_views=1),
     _changed(
@@ -274,11 +261,21 @@ _ALL = (
     _IMAGES,
     _changed(_IMAGES, "images_vit_ti16", "the same with ViT-Ti/16, for a CPU or few pictures", **_TINY),
     _GROWTH,
-    _GROWTH_VIT,
+    _changed(
+        _GROWTH,
+        "growth_stages_vit",
+        "ViT-Ti/16 from an ImageNet file with R-Drop on the same pictures, 224 px",
+        **_TINY,
+        second_model="",
+        image_size=224,
+        scale="-1..1",
+        dropout=0.1,
+    ),
 )
 
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 HEADLINE, SMALL = _HEADLINE.name, _DIGITS.name
+SETTINGS = dataclasses.fields(Recipe)[2:]  # all but name and summary
 
 
 def get_recipe(name: str, **changes) -> Recipe:
@@ -288,58 +285,48 @@ def get_recipe(name: str, **changes) -> Recipe:
     """
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: {near(name, RECIPES)} (bash run_train.sh --list)")
-    if "num_steps" in changes and not changes.get("num_epochs"):
+    epochs, steps = changes.get("num_epochs"), changes.get("num_steps")
+    if epochs and steps is not None:
+        raise UserError(f"--num_epochs {epochs} and --num_steps {steps}: give one of them")
+    if steps is not None:
         changes["num_epochs"] = 0
     recipe = dataclasses.replace(RECIPES[name], **changes)
-    if changes.get("num_epochs") and "num_steps" in changes:
-        raise UserError(f"--num_epochs {recipe.num_epochs} and --num_steps {recipe.num_steps}: give one of them")
     check(recipe)
     return recipe
 
 
 def check(recipe: Recipe) -> None:
     """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
-    for field in dataclasses.fields(recipe)[2:]:
+    for field in SETTINGS:
         if wrong := what_is_wrong(field, getattr(recipe, field.name)):
             raise UserError(f"--{field.name} {getattr(recipe, field.name)}: {wrong}")
-    if not 0 < recipe.crop_min_area <= 1:
-        raise UserError(f"--crop_min_area {recipe.crop_min_area}: must be above 0 and at most 1")
-    if not 0 < recipe.learning_rate < math.inf:
-        raise UserError(f"--learning_rate {recipe.learning_rate}: must be above 0")
     if recipe.second_pretrained and not recipe.second_model:
-        text = f"--second_pretrained {recipe.second_pretrained}: there is no second network"
-        raise UserError(f"{text}; name it with --second_model, or say --pretrained")
+        raise UserError(f"--second_pretrained {recipe.second_pretrained}: there is no second network; say --pretrained")
     if recipe.second_model and recipe.num_views != 2:
         raise UserError(f"--second_model {recipe.second_model}: two networks are two views; leave --num_views at 2")
     if recipe.select_on == "validation" and not recipe.holds_out:
-        text = "--validation_per_class 0 leaves nothing to choose the best checkpoint on"
-        raise UserError(f"{text}; hold some images out or say --select_on test")
+        raise UserError("--validation_per_class 0: no images to choose the best on; hold some out, or --select_on test")
 
 
 def what_is_wrong(field: dataclasses.Field, value) -> str:
     """What is wrong with this value of a field of `Recipe`; "" where nothing is."""
-    limits = field.metadata
     if type(value) is not field.type and not (field.type is float and type(value) is int):
         return f"must be {field.type.__name__}"
-    if limits["choices"] and value not in limits["choices"]:
-        if isinstance(value, str):
-            return near(value, limits["choices"])
-        return f"known: {', '.join(map(str, limits['choices']))}"
-    if isinstance(value, float) and math.isnan(value):
-        return "must be a number"
-    if limits["at_least"] is not None and value < limits["at_least"]:
-        return f"must be at least {limits['at_least']}"
-    if limits["below"] is not None and value >= limits["below"]:
-        return f"must be below {limits['below']}"
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        return near(value, choices)
+    for name, limit in field.metadata["limits"].items():
+        if not _LIMITS[name](value, limit):  # also where the value is not a number
+            return f"must be {name.replace('_', ' ')} {limit}"
     return ""
 
 
 def add_options(parser) -> None:
-    """Add one option for each field of `Recipe`; an option that is not given is absent from the result."""
-    for field in dataclasses.fields(Recipe)[2:]:
+    """Add one option for each setting; an option that is not given is absent from the result."""
+    for field in SETTINGS:
         text, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
-            text += f" ({', '.join(map(str, choices))})"
+            text += f" ({', '.join(choices)})"
         parser.add_argument(
             f"--{field.name}",
             type=_switch if field.type is bool else field.type,

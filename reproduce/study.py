@@ -6,27 +6,28 @@
     bash run_train.sh --study cifar100_fast --jobs 4      four GPUs, a run on each
     bash run_train.sh --study cifar100_102 --jobs 2 --data_dir DIR --pretrained FILE
 
-Runs land in logs/study/ and checkpoints/study/. With --jobs above 1, the output of a run goes to
-checkpoints/study/NAME.txt. Finished runs are left out and stopped ones continue, so the same
-command may be stopped and started at any time. Options that the study does not know go to every run. The runs that come
-with this project in logs/study/ count as finished: --out FOLDER repeats them elsewhere. The number of threads changes
-the order in which a matrix product adds up and so the last digits: repeat a study with the same --jobs.
+Runs land in logs/study/ and checkpoints/study/; with --jobs above 1, their output in checkpoints/study/NAME.txt.
+Finished runs are left out and stopped ones continue, so the same command may be stopped and started at any time.
+Options that the study does not know go to every run. The runs that come with this project in logs/study/ count as
+finished: --out FOLDER repeats them elsewhere. The number of threads changes the last digits, so repeat a study with
+the same --jobs.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import paddle
 
 from common.errors import UserError, near
 from common.processes import end_with_parent
-from data import dataset_sizes
+from models.vit import ViTConfig
 from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings
 from reproduce.cli import SIGNALS, Parser, Stopped, StopRequest, has_gpu, parse, run_command, say
@@ -43,48 +44,47 @@ class Study:
     seeds: int
 
 
-def _arms(recipe: str, rdrop: dict[str, dict], twice_rate: float | None = None, **shared) -> dict[str, dict]:
+def _study(recipe: str, seeds: int, rdrop: dict[str, dict], twice_rate=None, more_images: int = 0, **shared) -> Study:
     """One view; one view for twice the steps (R-Drop's compute); two views without KL; R-Drop at some strengths.
 
     `shared` are settings of all arms, `twice_rate` the peak rate of the second where it has one of its own.
+    `more_images`: the batch size of a last arm, which spends the compute of two views on as many different images.
     """
-    twice = dict(shared)
-    for name in ("num_steps", "warmup_steps", "eval_every"):
-        twice[name] = 2 * shared.get(name, getattr(RECIPES[recipe], name))
+    planned = {**asdict(RECIPES[recipe]), **shared}
+    twice = {name: 2 * planned[name] for name in ("num_steps", "warmup_steps", "eval_every")}
     if twice_rate is not None:
         twice["learning_rate"] = twice_rate
-    return {
+    arms = {
         "baseline": {**shared, "num_views": 1},
-        "baseline_twice": {"num_views": 1, **twice},
+        "baseline_twice": {"num_views": 1, **shared, **twice},
         "two_views": {**shared, "alpha": 0.0},
         **{name: {**shared, **changes} for name, changes in rdrop.items()},
     }
-
-
-def _with_more_images(arms: dict[str, dict], batch_size: int) -> dict[str, dict]:
-    """A third way to spend the compute of two views: one view of twice as many different images."""
-    return {**arms, f"baseline_{batch_size}": {**arms["baseline"], "batch_size": batch_size}}
+    if more_images:
+        arms[f"baseline_{more_images}"] = {**arms["baseline"], "batch_size": more_images}
+    return Study(recipe, arms, seeds)
 
 
 # alpha 0.3; the KL a mean (the paper's text), summed over 8 images (the Paddle port), over 32 (the official code)
 _SUMS = {f"rdrop_x{n}": {"alpha": 0.3, "kl_sum_over": n} for n in (1, 8, 32)}
-_STRENGTHS = {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}
-# Rates and the strength of rdrop_best: logs/tuning, by the rule in docs/results.md.
-_102 = {"num_steps": 1600, "warmup_steps": 80, "eval_every": 200, "learning_rate": 0.02}
-_BEST_102 = {"rdrop_0.3": {"alpha": 0.3}, "rdrop_best": {"alpha": 0.1}}
-_FAST = {"rdrop_0.3": {"alpha": 0.3}, "rdrop_0.1": {"alpha": 0.1}}
 
 STUDIES = {
-    "digits": Study("digits", _arms("digits", _STRENGTHS), seeds=10),
-    "cifar100": Study("cifar100_vit_ti16", _arms("cifar100_vit_ti16", _SUMS), seeds=5),
-    "cifar100_few": Study("cifar100_vit_ti16_few", _arms("cifar100_vit_ti16_few", _SUMS), seeds=5),
-    "cifar100_102": Study(
+    "digits": _study("digits", 10, {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 1.0, 3.0)}),
+    "cifar100": _study("cifar100_vit_ti16", 5, _SUMS),
+    "cifar100_few": _study("cifar100_vit_ti16_few", 5, _SUMS),
+    "cifar100_102": _study(  # rates and the strength of rdrop_best: logs/tuning, by the rule in docs/results.md
         "cifar100_vit_ti16_few",
-        _with_more_images(_arms("cifar100_vit_ti16_few", _BEST_102, twice_rate=0.01, **_102), 128),
-        seeds=5,
+        5,
+        {"rdrop_0.3": {"alpha": 0.3}, "rdrop_best": {"alpha": 0.1}},
+        twice_rate=0.01,
+        more_images=128,
+        num_steps=1600,
+        warmup_steps=80,
+        eval_every=200,
+        learning_rate=0.02,
     ),
-    "cifar100_fast": Study(
-        "cifar100_vit_b16_fast", _with_more_images(_arms("cifar100_vit_b16_fast", _FAST), 128), seeds=5
+    "cifar100_fast": _study(
+        "cifar100_vit_b16_fast", 5, {f"rdrop_{a:g}": {"alpha": a} for a in (0.3, 0.1)}, more_images=128
     ),
 }
 
@@ -98,17 +98,15 @@ class StudyRun:
 
 def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[StudyRun]:
     """Every run of the study, seed by seed, so that all arms are equally far when it is stopped."""
-    study = STUDIES[name]
-    parser = Parser()
+    study, parser = STUDIES[name], Parser()
     add_options(parser)
     changes = vars(parse(parser, more))
-    for arm in arms:
-        if clash := sorted(study.arms[arm].keys() & changes.keys()):
-            text = f"--{clash[0]}: the arm {arm} is defined by its own"
-            raise UserError(f"{text}; leave it out, or choose other arms with --arm (--list shows what each sets)")
     found = []
     for seed in range(1, seeds + 1):
         for arm in arms:
+            if clash := sorted(study.arms[arm].keys() & changes.keys()):
+                text = f"--{clash[0]}: the arm {arm} is defined by its own"
+                raise UserError(f"{text}; leave it out, or choose other arms with --arm (--list shows what each sets)")
             settings = {**study.arms[arm], "seed": seed, "run": f"study/{name}-{arm}-seed{seed}"}
             recipe = get_recipe(study.recipe, **{**study.arms[arm], "seed": seed, **changes})
             options = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
@@ -124,24 +122,21 @@ def finished(run: StudyRun, out: Path) -> bool:
         return False
     if wanted["precision"] == "auto":  # settled by the machine that it ran on
         del wanted["precision"]
-    changed = changed_settings(_with_file_names(header["recipe"]), _with_file_names(wanted))
-    if changed:
+    if changed := changed_settings(_with_file_name(header["recipe"]), _with_file_name(wanted)):
         text = f"{folder}: holds a run with other settings ({changed})"
         raise UserError(f"{text}; say --out FOLDER to keep this study apart")
     return header["finished"]
 
 
-def _with_file_names(settings: dict) -> dict:
-    """The settings without the folders of weight files: who repeats a study has the same file elsewhere."""
-    files = {name: Path(str(settings[name])).name for name in ("pretrained", "second_pretrained") if name in settings}
-    return {**settings, **files}
+def _with_file_name(settings: dict) -> dict:
+    """The settings without the folder of the weight file: who repeats a study has the same file elsewhere."""
+    return {**settings, "pretrained": Path(str(settings.get("pretrained", ""))).name}
 
 
 def main() -> None:
-    options, more = _parser().parse_known_args()
-    study = _checked(options, more)
-    seeds = study.seeds if options.seeds is None else options.seeds
-    arms, out = options.arm or list(study.arms), Path(options.out)
+    options, more = _options()
+    study, out = STUDIES[options.study], Path(options.out)
+    seeds, arms = options.seeds or study.seeds, options.arm or list(study.arms)
     runs = runs_of(options.study, seeds, arms, more)
     todo = [run for run in runs if not finished(run, out)]
     text = f"{options.study}: {len(arms)} arms of {study.recipe} x {seeds} seeds"
@@ -155,35 +150,44 @@ def main() -> None:
     Runner(todo, len(runs), options.jobs, out).run()
 
 
-def _checked(options, more: list[str]) -> Study:
+def _options():
+    """What the command line says of the study, and the words for every run."""
+    parser = Parser(prog="run_train.sh --study", description=__doc__)
+    parser.add_argument("study", help=", ".join(STUDIES))
+    parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
+    parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")
+    text = "runs at a time, each on its share of the CPU cores or a GPU (default 1)"
+    parser.add_argument("--jobs", type=int, default=1, help=text)
+    parser.add_argument("--list", action="store_true", help="print the runs and which are finished")
+    parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
+    options, more = parser.parse_known_args()
     if options.study not in STUDIES:
         raise UserError(f"unknown study {options.study!r}: {near(options.study, STUDIES)}")
-    study = STUDIES[options.study]
     if any(word.split("=")[0] in ("--run", "--seed", "--restart", "--dry_run") for word in more):
         raise UserError("--run, --seed, --restart and --dry_run are not for studies; choose --seeds N, --arm, --list")
     for name in ("seeds", "jobs"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: must be at least 1")
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise UserError(f"--{name} {number}: must be at least 1")
     for arm in options.arm:
-        if arm not in study.arms:
-            raise UserError(f"--arm {arm}: {near(arm, study.arms)}")
-    gpus = _gpus()
-    if gpus and options.jobs > len(gpus):
+        if arm not in STUDIES[options.study].arms:
+            raise UserError(f"--arm {arm}: {near(arm, STUDIES[options.study].arms)}")
+    if (gpus := _gpus()) and options.jobs > len(gpus):
         raise UserError(f"--jobs {options.jobs}: there are {len(gpus)} visible GPUs, and each run takes one")
-    return study
+    return options, more
 
 
 def _estimate(todo: list[StudyRun]) -> str:
     """How long the matrix products of these runs take: on the GPU here, on a named one, or on this CPU."""
     training, evaluation, gpu = 0, 0, plan.gpu_here() if has_gpu() else None
     for run in todo:
-        sizes = dataset_sizes(run.recipe.dataset, run.recipe.data_dir, **run.recipe.split())
-        config = run.recipe.network(sizes.classes)
-        recipe = plan.resolve(plan.with_epochs(run.recipe, sizes), config, gpu, 1)
-        made = plan.make_plan(recipe, config, sizes)
-        training += made.flops_training
-        evaluation += made.flops_evaluation
-    precision = recipe.precision
+        recipe, config, sizes = plan.with_sizes(run.recipe)
+        if not isinstance(config, ViTConfig):
+            return "only known for ViTs"
+        updates, evaluations = plan.flops_of_run(recipe, config, sizes)
+        training += updates
+        evaluation += evaluations
+    precision = plan.resolve(recipe, config, gpu, 1).precision
     if gpu is None and training > _FOR_A_CPU:
         gpu, precision = plan.gpu_named("A100 40GB"), "bf16"
     return plan.time_needed(training, evaluation, precision, gpu)
@@ -204,73 +208,57 @@ class Runner:
     """Run `todo`, `jobs` of them at a time. One that fails, or a signal, ends the others too: they save and stop."""
 
     def __init__(self, todo: list[StudyRun], total: int, jobs: int, out: Path):
-        self.todo, self.total, self.jobs, self.out = todo, total, jobs, out
+        self.total, self.jobs, self.out = total, jobs, out
         self.waiting = deque(todo)
-        self.running: dict[subprocess.Popen, tuple[StudyRun, int]] = {}  # and its place, 0 to jobs - 1
-        self.failed: list[tuple[StudyRun, int]] = []
-        self.began = time.monotonic()
+        self.places = list(range(jobs))  # that are free; a place is a GPU where there are some
+        self.running: dict[subprocess.Popen, tuple[StudyRun, int]] = {}  # and its place
+        self.failed: list[tuple[StudyRun, int]] = []  # and its exit code, as shells give it
 
     def run(self) -> None:
         """To the end of all runs, or of those under way when one fails or a signal comes."""
         with StopRequest() as stop:
-            told = False
             try:
-                while self.running or (self.waiting and not (self.failed or stop.signal)):
-                    while self.waiting and len(self.running) < self.jobs and not (self.failed or stop.signal):
+                while (self.waiting or self.running) and not (self.failed or stop.signal):
+                    while self.waiting and self.places and not stop.signal:
                         self._start(self.waiting.popleft())
                     time.sleep(0.1)
                     self._collect()
-                    if not told and (self.failed or stop.signal):
-                        told = True
-                        self._tell(stop.signal or signal.SIGTERM)
             finally:  # also when a process cannot be started, or nobody reads what is printed
-                self._tell(signal.SIGTERM)
+                for child in self.running:
+                    child.send_signal(stop.signal or signal.SIGTERM)
                 for child in self.running:
                     child.wait()
+                self._collect()
         if self.failed:
             self._report()
         if self.waiting:
             raise Stopped(stop.signal, f"before {self.waiting[0].name}")
         say("finished", f"all {self.total} runs; python -m reproduce.report writes their tables")
 
-    def _tell(self, number: int) -> None:
-        for child in self.running:
-            child.send_signal(number)
-
-    def _collect(self) -> None:
-        for child in [child for child in self.running if child.poll() is not None]:
-            run, _ = self.running.pop(child)
-            if child.returncode:
-                code = child.returncode
-                self.failed.append((run, 128 - code if code < 0 else code))
-
     def _start(self, run: StudyRun) -> None:
         """Train one run in a process of its own. Of several at a time each has its share of the machine, and a file."""
-        say("run", f"{self.total - len(self.waiting)} of {self.total}, {run.name}{self._time_left()}")
-        place = min(set(range(self.jobs)) - {place for _, place in self.running.values()})
+        say("run", f"{self.total - len(self.waiting)} of {self.total}, {run.name}")
         words = [sys.executable, "-m", "reproduce.launch", "reproduce.train", *run.arguments]
         if self.out != ROOT:  # a run's record repeats its command
             words += ["--out", str(self.out)]
-        options = {"cwd": ROOT, "start_new_session": True, "preexec_fn": end_with_parent}
-        if self.jobs == 1:
-            self.running[subprocess.Popen(words, **options)] = run, place
-            return
-        threads = max(1, int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"].split(",")[0]) // self.jobs)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        if gpus := _gpus():
+        place = self.places.pop(0)
+        threads = int(PROCESSOR_SETTINGS["OMP_NUM_THREADS"].split(",")[0]) // self.jobs
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, threads))}
+        if self.jobs > 1 and (gpus := _gpus()):
             environment["CUDA_VISIBLE_DEVICES"] = gpus[place]
         output = self._output(run)
         output.parent.mkdir(parents=True, exist_ok=True)
-        with open(output, "a") as file:
-            child = subprocess.Popen(words, env=environment, stdout=file, stderr=file, **options)
+        with open(output, "a") if self.jobs > 1 else contextlib.nullcontext() as file:  # None: the terminal
+            options = {"env": environment, "stdout": file, "stderr": file, "cwd": ROOT}
+            child = subprocess.Popen(words, **options, start_new_session=True, preexec_fn=end_with_parent)
         self.running[child] = run, place
 
-    def _time_left(self) -> str:
-        ended = len(self.todo) - len(self.waiting) - 1 - len(self.running)
-        if not ended:
-            return ""
-        done = ended + len(self.running) / 2  # half of those under way, on average
-        return f"; about {plan.duration((time.monotonic() - self.began) / done * (len(self.todo) - done))} left"
+    def _collect(self) -> None:
+        for child in [child for child in self.running if child.poll() is not None]:
+            run, place = self.running.pop(child)
+            self.places.append(place)
+            if code := child.returncode:
+                self.failed.append((run, 128 - code if code < 0 else code))
 
     def _output(self, run: StudyRun) -> Path:
         return self.out / "checkpoints" / f"{run.name}.txt"
@@ -282,23 +270,9 @@ class Runner:
             raise Stopped(code - 128, f"in {run.name}")
         where = "above"
         if self.jobs > 1:
-            where = str(self._output(run))
-            print("\n".join(self._output(run).read_text(errors="replace").splitlines()[-10:]), file=sys.stderr)
-        text = f"{run.name} ended with exit code {code}, see {where}"
-        raise UserError(f"{text}; finished runs stay, the same command goes on")
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="run_train.sh --study", description=__doc__)
-    parser.add_argument("study", help=", ".join(STUDIES))
-    parser.add_argument("--seeds", type=int, help="seeds 1 to N of each arm; default: as the study is planned")
-    parser.add_argument("--arm", action="append", default=[], help="this arm alone; may be given several times")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at a time, each on its share of the CPU cores or a GPU (default 1)"
-    )
-    parser.add_argument("--list", action="store_true", help="print the runs and which are finished")
-    parser.add_argument("--out", default=str(ROOT), help="folder for logs/, checkpoints/, images/ (default: here)")
-    return parser
+            where = self._output(run)
+            print(*where.read_text(errors="replace").splitlines()[-10:], sep="\n", file=sys.stderr)
+        raise UserError(f"{run.name} ended with exit code {code}, see {where}; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,11 @@ from in_process import call
 from paddle.base import core
 
 from common.errors import UserError
-from data import Sizes, dataset_sizes
-from models import MODELS, build_model, count_parameters, model_config
+from data import Sizes
+from models import MODELS, build_model, count_parameters
 from models.vit import ViTConfig
 from reproduce import gpu_check, job, plan
-from reproduce.plan import Gpu, activation_bytes, flops_per_image, gpu_named, make_plan, memory_bytes, with_epochs
+from reproduce.plan import Gpu, activation_bytes, flops_of_run, flops_per_image, flops_per_step, gpu_named, memory_bytes
 from reproduce.recipes import HEADLINE, RECIPES, get_recipe
 
 A100 = gpu_named("A100 40GB")
@@ -24,34 +25,24 @@ A100 = gpu_named("A100 40GB")
 
 def resolved(name, gpu=None, processes=1, **changes):
     """(recipe, configuration, sizes) as a run on that GPU, or the CPU, has them."""
-    recipe = get_recipe(name, **changes)
-    sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
-    recipe = with_epochs(recipe, sizes)
-    config = recipe.network(sizes.classes)
+    recipe, config, sizes = plan.with_sizes(get_recipe(name, **changes))
     return plan.resolve(recipe, config, gpu, processes), config, sizes
 
 
 def test_the_headline_in_numbers():
     recipe, config, sizes = resolved(HEADLINE)
-    planned = make_plan(recipe, config, sizes)
-    assert planned.parameters == 86_167_396 and planned.tokens == 577 and planned.train_images == 49_000
-    assert (recipe.micro_batch_size, planned.micro_batches, recipe.precision) == (32, 16, "fp32")  # on a CPU
-    assert planned.epochs == pytest.approx(10_000 * 512 / 49_000)
+    assert (count_parameters(config), config.tokens) == (86_167_396, 577)
+    assert sizes == Sizes(100, 49_000, 1_000, 10_000)
+    assert (recipe.micro_batch_size, recipe.precision) == (32, "fp32")  # on a CPU
+    training, evaluation = flops_of_run(recipe, config, sizes)
     # 100 validations of 1,000 images, the test set at 9 of the steps and for the best and the last weights
-    assert planned.flops_evaluation == flops_per_image(config) * (100 * 1000 + 11 * 10_000)
-    assert planned.flops_training == 10_000 * planned.flops_per_step
+    assert evaluation == flops_per_image(config) * (100 * 1000 + 11 * 10_000)
+    assert training == 10_000 * flops_per_step(recipe, config)
     # 111 GFLOPs forward (55.5 G multiply-adds, timm's figure for vit_base_patch16_384), x 3 x 2 views x 512, less what
     # 576 patches do not need in the last block: query, projection, scores, weighted sum, MLP; and what the second
     # view does not compute again: the patch embedding
     spared = 576 * 2 * (2 * 768**2 + 2 * 577 * 768 + 2 * 768 * 3072) + 576 * 768 * 768
-    assert planned.flops_per_step == pytest.approx(3 * 2 * 512 * (111e9 - spared), rel=0.01)
-
-
-@pytest.mark.parametrize("name", ["ViT-digits", "ViT-Ti_16", "ViT-B_32"])
-@pytest.mark.parametrize("bias", [True, False])
-def test_parameters_are_counted_as_the_network_has_them(name, bias):
-    model = build_model(name, 7, 8 if name == "ViT-digits" else 64, qkv_bias=bias)
-    assert count_parameters(model.config) == sum(p.size for p in model.parameters())
+    assert flops_per_step(recipe, config) == pytest.approx(3 * 2 * 512 * (111e9 - spared), rel=0.01)
 
 
 def test_flops_equal_a_count_of_every_matrix_product():
@@ -70,19 +61,9 @@ def test_flops_equal_a_count_of_every_matrix_product():
 
 
 def test_one_view_takes_half_the_work():
-    two, one = (make_plan(*resolved("digits", num_views=n)) for n in (2, 1))
+    two, one = (flops_per_step(*resolved("digits", num_views=n)[:2]) for n in (2, 1))
     embedding = 2 * 16 * 3 * 2 * 2 * 64  # of the 16 patches of an image, which both views share
-    assert two.flops_per_step == 2 * one.flops_per_step - 3 * 64 * embedding
-
-
-def test_convolutional_networks_are_counted_too():
-    """Multiply-adds at 224 px as PaddleClas lists them (4.4 and 4.28 G) but for what its list leaves out."""
-    config = model_config("Res2Net50_vd_26w_4s", 1000, 224, "SE_ResNet50_vd")
-    assert [count_parameters(each) for each in (config.first, config.second)] == [25_718_352, 28_107_256]
-    assert flops_per_image(config.first) == pytest.approx(2 * 4.49e9, rel=0.01)
-    assert flops_per_image(config.second) == pytest.approx(2 * 4.33e9, rel=0.01)
-    assert count_parameters(config) == 25_718_352 + 28_107_256
-    assert flops_per_image(config) == flops_per_image(config.first) + flops_per_image(config.second)
+    assert two == 2 * one - 3 * 64 * embedding
 
 
 # ---- memory
@@ -188,6 +169,13 @@ def test_what_is_given_stays_and_a_process_takes_no_more_than_its_share():
     assert resolved(HEADLINE, A100, processes=16)[0].micro_batch_size == 32
 
 
+def test_batch_norm_takes_the_whole_batch_and_two_vits_what_a_cpu_takes():
+    """Their memory is not estimated."""
+    for changes, size in (({"model": "SE_ResNet50_vd", "dropout": 0.1}, 400), ({"second_model": "ViT-Ti_16"}, 32)):
+        recipe = get_recipe(HEADLINE, batch_size=400, **changes)
+        assert plan.resolve(recipe, recipe.network(100), A100, 1).micro_batch_size == size
+
+
 def test_a_network_that_does_not_fit_is_refused_with_what_helps():
     done = call("reproduce.train", "cifar100_vit_l16_rdrop", "--dry_run", "--gpu", "4")
     assert_user_error(done, "needs about", "GiB for one image in bf16", "--recompute true")
@@ -203,11 +191,12 @@ def test_a_dry_run_for_another_gpu(precision):
 
 def test_hours_are_the_work_over_the_peak():
     recipe, config, sizes = resolved(HEADLINE, A100)
-    planned = make_plan(recipe, config, sizes)
-    work = planned.flops_training, planned.flops_evaluation
+    work = flops_of_run(recipe, config, sizes)
     hours = (work[0] / 312e12 + work[1] / 19.5e12) / 0.4 / 3600  # evaluation in fp32
     found = plan.time_needed(*work, recipe.precision, A100)
     assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
+    shared = plan.time_needed(*work, recipe.precision, A100, gpus=2)
+    assert shared.startswith(f"{hours / 2:.0f} hours to {hours:.0f} hours")
     assert "not known for X" in plan.time_needed(*work, "fp32", Gpu("X", 10))
 
 
@@ -239,13 +228,18 @@ def test_a_card_without_16_bits_is_not_taken_for_one_that_has_them(monkeypatch):
 def test_the_memory_of_an_evaluation_counts():
     """It is in fp32 with plain attention: 100 images at once take more than a small micro-batch in training."""
     recipe = get_recipe(HEADLINE, micro_batch_size=1, precision="bf16")
-    config, sizes = recipe.network(100), Sizes(100, 49_000, 1000, 10_000)
-    training = plan.memory_bytes(recipe, config, recipe.micro_batch_size, True)
+    config = recipe.network(100)
+    training = memory_bytes(recipe, config, 1, fused=True)
     scores = 2 * 12 * 577**2 * 4 * 100  # two arrays, heads, tokens, bytes, images
-    assert training < scores + 8 * 86e6 < make_plan(recipe, config, sizes).memory_bytes < 5 * 2**30
-    smaller = dataclasses.replace(recipe, eval_batch_size=10)
-    assert make_plan(smaller, config, sizes).memory_bytes == training
-    assert make_plan(dataclasses.replace(recipe, eval_every=0), config, sizes).memory_bytes == training
+    assert training < scores + 8 * 86e6 < plan.evaluation_memory_bytes(recipe, config) < 5 * 2**30
+    options = ("--dry_run", "--gpu", "A100", "--micro_batch_size", 1)
+    said = {}
+    for more in ((), ("--eval_batch_size", 10), ("--eval_every", 0)):
+        done = call("reproduce.train", HEADLINE, *options, *more)
+        said[more] = float(re.search(r"memory: +about ([\d.]+) of 40 GiB", done.stdout)[1]) * 2**30
+    found, smaller, none = said.values()
+    assert smaller == none == pytest.approx(training, rel=0.01)
+    assert found == pytest.approx(plan.evaluation_memory_bytes(recipe, config), rel=0.01)
 
 
 def test_names_of_cards():

@@ -371,9 +371,8 @@ def test_list_and_dry_run_say_everything_and_write_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     for text in (
         "86,167,396 parameters",
-        "577 tokens",
-        "49,000 training images",
-        "in 16 micro-batch(es) of up to 32",
+        "49,000 training images (cifar100), 10,000 steps = 104.5 epochs",
+        "micro-batches of 32",
         "FLOPs",
         "ViT-B_16.npz: missing; will be fetched from https://storage.googleapis.com/",
     ):
