@@ -83,12 +83,9 @@ def _known(name: str) -> Gpu | None:
 
 
 def with_sizes(recipe: Recipe) -> tuple[Recipe, Config, Sizes]:
-    """The recipe with `num_epochs` turned into updates, its network, and its numbers of images.
-
-    A batch crosses the border of two epochs.
-    """
+    """The recipe with `num_epochs` turned into updates, its network, and its numbers of images."""
     sizes = dataset_sizes(recipe.dataset, recipe.data_dir, **recipe.split())
-    if recipe.num_epochs:
+    if recipe.num_epochs:  # a batch crosses the border of two epochs
         steps = math.ceil(sizes.train / recipe.batch_size)
         recipe = dataclasses.replace(recipe, num_steps=recipe.num_epochs * steps, eval_every=steps)
     return recipe, recipe.network(sizes.classes), sizes
@@ -193,10 +190,7 @@ def block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
 
 
 def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None, gpus: int = 1) -> str:
-    """How long so many operations take on GPUs like this one, or on this CPU (None), a sentence.
-
-    Evaluation is in fp32.
-    """
+    """How long so many operations take on GPUs like this one, or on this CPU (None). Evaluation is in fp32."""
     if gpu is None:
         speed = measured_flops_per_second()
         seconds = (training + evaluation) / speed

@@ -183,7 +183,7 @@ def _estimate(todo: list[StudyRun]) -> str:
     for run in todo:
         recipe, config, sizes = plan.with_sizes(run.recipe)
         if not isinstance(config, ViTConfig):
-            return "only known for ViTs"
+            return "estimated for ViTs only"
         updates, evaluations = plan.flops_of_run(recipe, config, sizes)
         training += updates
         evaluation += evaluations

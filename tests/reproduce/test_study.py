@@ -71,7 +71,7 @@ def test_the_list_says_what_a_study_costs_on_a_gpu():
     assert listed.count("\nto do") == 30 and "cifar100_fast-baseline_twice-seed1" in listed
     assert "hours at 40 to 20 % of the peak of A100 in bf16 (estimate)" in listed
     other = call("reproduce.study", "cifar100_fast", "--list", "--model", "SE_ResNet50_vd", "--dropout", 0.1)
-    assert other.returncode == 0 and "only known for ViTs" in other.stdout
+    assert other.returncode == 0 and "estimated for ViTs only" in other.stdout
 
 
 def test_a_run_that_cannot_be_started_ends_the_others(tmp_path):
