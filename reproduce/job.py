@@ -74,10 +74,8 @@ def prepare(description: str):
         sys.exit(0)
     say("run", f"{job.run}: logs/, checkpoints/ and images/ in {job.out}")
     distributed.start()
-    distributed.same_everywhere(
-        PRECISIONS.index(job.recipe.precision),
-        "the processes would compute in different precisions, as their GPUs differ; say --precision fp32",
-    )
+    text = "the processes would compute in different precisions, as their GPUs differ; say --precision fp32"
+    distributed.same_everywhere(PRECISIONS.index(job.recipe.precision), text)
     with contextlib.ExitStack() as held:
         if distributed.is_main():
             held.enter_context(_lock(job))
@@ -87,10 +85,8 @@ def prepare(description: str):
                 _fetch_pretrained(job.recipe)
         distributed.wait()
         job.result = _result_of_finished(job)
-        distributed.same_everywhere(
-            job.result is None,
-            f"{job.out}: the processes see different files there; give --out a folder that all nodes share",
-        )
+        text = f"{job.out}: the processes see different files there; give --out a folder that all nodes share"
+        distributed.same_everywhere(job.result is None, text)
         if job.result is not None:
             say("finished", "this run was trained before; its result stands below (--restart trains it again)")
         yield job
