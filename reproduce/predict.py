@@ -5,12 +5,13 @@
 A picture is prepared as in the evaluation of the data set that the weights were trained on, so that the probabilities
 are the same. For weights from elsewhere it is prepared as a config beside the file says, or as is usual for the
 classes of ImageNet. A setting that no source gives is printed as "assumed"; each of these has an option.
+
+A picture that cannot be read is named, the others are still done, and the exit code is 2.
 """
 
 import contextlib
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,52 +20,87 @@ from paddle.nn import functional as F
 
 from common.errors import UserError, printable
 from data.folders import SUFFIXES
-from data.prepared import Preparation, preparation
+from data.prepared import preparation
 from data.tables import is_picture, visible
 from models.fast_cpu import speed_up
 from models.weights import Weights, assumptions, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import add_weight_options, chosen_of
 
-_TOP = 5
-_DECODERS, _AT_ONCE = 2, 8  # threads, and pictures that are decoded while the network works on the first of them
+
+def main(argv=None) -> None:
+    options = parse(_parser(), argv)
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        device = choose_device(options.device)
+        model, weights, prepare, names = open_weights(options)
+        num_classes = model.config.num_classes
+        top = min(5, num_classes) if options.top is None else options.top
+        if not 1 <= top <= num_classes:
+            raise UserError(f"--top {top}: must be from 1 to {num_classes}, the classes of {weights.path}")
+        paths = find_pictures(options.images)
+        say("device", f"{device}, fp32")
+        say("images", f"{len(paths):,}, each {prepare}")
+    speed_up(model)
+    unreadable = 0
+    for path in paths:
+        try:
+            pixels = prepare.decoded(path)
+        except UserError as reason:
+            sys.stdout.flush()  # so that the line stands where it belongs when both streams end in one file
+            print(f"error: {reason}", file=sys.stderr, flush=True)
+            unreadable += 1
+            continue
+        found = probabilities(model, prepare.images(pixels[None]))
+        if not np.isfinite(found).all():
+            raise UserError(f"{weights.path}: gives logits that are not finite for {path}; these weights are no use")
+        show(path, found, np.argsort(-found, kind="stable")[:top], names, options.json)
+    if unreadable:
+        raise UserError(f"{unreadable} of {len(paths)} pictures could not be read, each named above")
 
 
-# ---- names of classes
+def _parser() -> Parser:
+    parser = Parser(prog="python -m reproduce.predict", description=__doc__)
+    add_options(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
+    parser.add_argument("--top", type=int, help="classes shown for each picture (default 5, or all if fewer)")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    only = "print nothing but one JSON object a line and picture; all else goes to stderr"
+    parser.add_argument("--json", action="store_true", help=only)
+    return parser
 
 
-def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[list[str] | None, str]:
-    """The names in the order of the logits, and where they were found; (None, why not) when nobody knows them.
+def find_pictures(arguments) -> list[Path]:
+    """The image files meant by `arguments`: files, and folders for all image files in them.
 
-    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. Characters that are
-    not printable are written as escapes.
-
-    Raises:
-        UserError: names that cannot be read, or more or fewer of them than `num_classes`.
+    Raises UserError for a folder without any.
     """
-    if names_file is not None:
-        names, origin = _read_names(names_file), str(names_file)
-    elif "class_names" in weights.metadata:
-        names, origin = weights.metadata["class_names"], str(weights.path)
-    elif "class_names" in weights.pictures:
-        names, origin = weights.pictures["class_names"], f"the config beside {weights.path}"
-    else:
-        return None, "neither the weights nor a config beside them say them"
-    if not isinstance(names, list) or len(names) != num_classes:
-        count = f"{len(names)} names" if isinstance(names, list) else "no list"
-        text = f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes"
-        raise UserError(f"{text}; give --class_names FILE with {num_classes} lines")
-    return [printable(str(name)) for name in names], origin
+    found = []
+    for path in map(Path, arguments):
+        inside = [path]
+        if path.is_dir():
+            inside = [file for file in visible(path) if is_picture(file)]
+        if not inside:
+            suffixes = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")
+        found += inside
+    return found
 
 
-def _read_names(path) -> list[str]:
-    try:
-        names = [line.strip() for line in Path(path).read_text("utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"--class_names {path}: not a UTF-8 text; write one class name a line") from None
-    if "" in names:
-        raise UserError(f"--class_names {path}: line {names.index('') + 1} is empty; write one class name a line")
-    return names
+@paddle.no_grad()
+def probabilities(model, images) -> np.ndarray:
+    """float32 (num_classes,) for images (1, 3, S, S)."""
+    return F.softmax(model(images).astype("float32"), axis=-1)[0].numpy()
+
+
+def show(path, found, best, names, as_json: bool) -> None:
+    """The classes `best` of a picture, as lines or as one JSON object."""
+    if as_json:
+        top = [{"class": int(i), "name": names and names[i], "probability": float(found[i])} for i in best]
+        print(json.dumps({"image": str(path), "top": top}), flush=True)
+        return
+    print(printable(str(path)))
+    for i in best:
+        print(f"  {100 * found[i]:6.2f} %  {names[i] if names else f'class {i}'}", flush=True)
 
 
 # ---- what predict and export share
@@ -92,111 +128,35 @@ def open_weights(options) -> tuple:
     if names:
         say("classes", f"{config.num_classes}, names from {origin}")
     else:
-        unknown = f"names not known ({origin}): shown as 'class 0' and so on"
+        unknown = "names not known: shown as 'class 0' and so on"
         say("classes", f"{config.num_classes}, {unknown}; give them with --class_names FILE, one name a line")
     return model, weights, prepare, names
 
 
-# ---- the command
+def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[list[str] | None, str]:
+    """The names in the order of the logits and where they were found, or (None, "").
 
-
-def find_pictures(arguments) -> tuple[list[Path], list[str]]:
-    """The image files meant by `arguments` (files, and folders for all image files in them), and what is amiss."""
-    found, problems = [], []
-    for path in map(Path, arguments):
-        if path.is_dir():
-            inside = [file for file in visible(path) if is_picture(file)]
-            if not inside:
-                suffixes = ", ".join(sorted(SUFFIXES))
-                problems.append(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            problems.append(f"{path}: no such file or folder; check the path")
-    return found, problems
-
-
-@paddle.no_grad()
-def probabilities(model, images) -> np.ndarray:
-    """float32 (num_classes,) for images (1, 3, S, S)."""
-    return F.softmax(model(images).astype("float32"), axis=-1)[0].numpy()
-
-
-def decoded(paths: list[Path], prepare: Preparation):
-    """Yield (path, pixels or the UserError) in order; threads decode the next pictures while the network works."""
-
-    def try_one(path):
+    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. Characters that are
+    not printable are written as escapes. Raises UserError for names that cannot be read, or are not `num_classes`.
+    """
+    if names_file is not None:
+        origin = f"--class_names {names_file}"
         try:
-            return path, prepare.decoded(path)
-        except UserError as reason:
-            return path, reason
-
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        for start in range(0, len(paths), _AT_ONCE):
-            yield from pool.map(try_one, paths[start : start + _AT_ONCE])
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m reproduce.predict",
-        description="Print the most probable classes of each picture.",
-        epilog="Example: python -m reproduce.predict checkpoints/digits-seed42/best.pdparams seven.png scans/ "
-        "prints five lines for seven.png and for each image file in scans/. A picture that cannot be read is named, "
-        "the others are still done, and the exit code is 2.",
-    )
-    add_options(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
-    parser.add_argument("--top", type=int, help=f"classes shown for each picture (default {_TOP}, or all if fewer)")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    only = "print nothing but one JSON object a line and picture; all else goes to stderr"
-    parser.add_argument("--json", action="store_true", help=only)
-    return parser
-
-
-def main(argv=None) -> None:
-    options = parse(_parser(), argv)
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        device = choose_device(options.device)
-        model, weights, prepare, names = open_weights(options)
-        num_classes = model.config.num_classes
-        top = min(_TOP, num_classes) if options.top is None else options.top
-        if not 1 <= top <= num_classes:
-            raise UserError(f"--top {top}: must be from 1 to {num_classes}, the classes of {weights.path}")
-        paths, problems = find_pictures(options.images)
-        say("device", f"{device}, fp32")
-        say("images", f"{len(paths):,}, each {prepare}")
-    speed_up(model)
-    failed = len(problems)
-    for problem in problems:
-        _complain(problem)
-    for path, pixels in decoded(paths, prepare):
-        if isinstance(pixels, UserError):
-            _complain(pixels)
-            failed += 1
-            continue
-        found = probabilities(model, prepare.images(pixels[None]))
-        if not np.isfinite(found).all():
-            raise UserError(f"{weights.path}: gives logits that are not finite for {path}; these weights are no use")
-        _show(path, found, np.argsort(-found, kind="stable")[:top], names, options.json)
-    if failed:
-        raise UserError(f"{failed} of the pictures or folders could not be used, each named above")
-
-
-def _complain(problem) -> None:
-    sys.stdout.flush()  # so that the line stands where it belongs when both streams end in one file
-    print(f"error: {printable(str(problem))}", file=sys.stderr, flush=True)
-
-
-def _show(path, found, best, names, as_json: bool) -> None:
-    """The classes `best` of a picture, as lines or as one JSON object."""
-    if as_json:
-        top = [{"class": int(i), "name": names and names[i], "probability": float(found[i])} for i in best]
-        print(json.dumps({"image": str(path), "top": top}), flush=True)
-        return
-    print(printable(str(path)))
-    for i in best:
-        print(f"  {100 * found[i]:6.2f} %  {names[i] if names else f'class {i}'}", flush=True)
+            text = Path(names_file).read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            raise UserError(f"{origin}: not a UTF-8 text; write one class name a line") from None
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    elif "class_names" in weights.metadata:
+        names, origin = weights.metadata["class_names"], str(weights.path)
+    elif "class_names" in weights.pictures:
+        names, origin = weights.pictures["class_names"], f"the config beside {weights.path}"
+    else:
+        return None, ""
+    if not isinstance(names, list) or len(names) != num_classes:
+        count = f"{len(names)} names" if isinstance(names, list) else "no list"
+        text = f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes"
+        raise UserError(f"{text}; give --class_names FILE with {num_classes} lines")
+    return [printable(str(name)) for name in names], origin
 
 
 if __name__ == "__main__":
