@@ -8,23 +8,15 @@ answered by a line of JSON on stdout.
 import importlib
 import json
 import os
-import random
-import subprocess
 import sys
-import tempfile
 import time
 import types
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 _SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "FLAGS_")  # of the environment: what a reader has to know
-_POLL = 0.002  # seconds
-
-
-# ---- PyTorch
 
 
 def _torch_side():
@@ -72,7 +64,7 @@ class TorchEvaluation:
         scaled = self.torch.from_numpy(images) / 127.5 - 1
         return self.torch.nn.functional.interpolate(scaled, self.image_size, mode="bilinear")
 
-    def __call__(self) -> None:
+    def __call__(self) -> dict:
         with self.torch.no_grad():
             for start in range(0, len(self.images), self.batch_size):
                 piece = slice(start, start + self.batch_size)
@@ -81,62 +73,7 @@ class TorchEvaluation:
                 nll = -log_p.gather(1, self.torch.from_numpy(self.labels[piece])[:, None])
                 for found in (top, top_log_p[:, 0].exp(), nll):
                     found.numpy()
-
-
-class TorchStart:
-    """Called, it runs a program that imports, builds and does one step on random images; no data set, no files."""
-
-    def __init__(self, **spec):
-        self.command = [sys.executable, str(Path(__file__).resolve()), json.dumps(spec)]
-
-    def __call__(self) -> None:
-        done = subprocess.run(self.command, input="go\n", stdout=subprocess.DEVNULL, text=True)
-        if done.returncode:
-            sys.exit(done.returncode)  # its last words are there
-
-
-# ---- Paddle
-
-
-class PaddleVision:
-    """paddle.vision.transforms on Pillow images, one at a time. Called, it makes `batches` batches of them."""
-
-    def __init__(self, images, labels, *, image_size: int, batch_size: int, batches: int):
-        importlib.import_module("reproduce")  # our settings of the processor
-        import paddle
-        from paddle.vision import transforms
-
-        paddle.set_device("cpu")
-        self.images = [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images]  # (H, W, 3), as files give
-        self.batch_size, self.batches, self.stack = batch_size, batches, paddle.stack
-        self.random = random.Random(0)
-        crop = transforms.RandomResizedCrop(image_size, scale=(0.05, 1.0), ratio=(3 / 4, 4 / 3))
-        normalize = transforms.Normalize(mean=[0.5] * 3, std=[0.5] * 3)
-        self.prepared = transforms.Compose([crop, transforms.ToTensor(), normalize])
-
-    def __call__(self) -> None:
-        for _ in range(self.batches):
-            chosen = self.random.choices(self.images, k=self.batch_size)
-            self.stack([self.prepared(Image.fromarray(pixels)) for pixels in chosen])
-
-
-class TrainStart:
-    """Called, it runs one step of a recipe by the command that users run; its files go to a temporary folder."""
-
-    def __init__(self, *, recipe: str):
-        self.command = [sys.executable, "-m", "reproduce.train", recipe, "--num_steps", "1", "--eval_every", "0"]
-
-    def __call__(self) -> dict:
-        with tempfile.TemporaryDirectory() as out:
-            record = Path(out, "logs", "start", "metrics.jsonl")  # its first line follows the first step
-            began = time.perf_counter()
-            process = subprocess.Popen([*self.command, "--run", "start", "--out", out], stdout=subprocess.DEVNULL)
-            while process.poll() is None and not (record.exists() and record.stat().st_size):
-                time.sleep(_POLL)
-            first_step = time.perf_counter() - began
-            if process.wait():
-                sys.exit(process.returncode)
-        return {"first_step": first_step}
+        return {}
 
 
 # ---- The process of a side
@@ -157,16 +94,6 @@ def facts() -> dict:
     return {"memory_peak_bytes": 1024 * int(status["VmHWM"].split()[0]), "settings": settings}
 
 
-def make_task(spec: dict):
-    """The task of the specification: an object that does one repetition when it is called."""
-    if spec["core"] is not None:
-        os.sched_setaffinity(0, {spec["core"]})
-    module, name = spec["task"].split(":")
-    make = getattr(importlib.import_module(module), name)
-    images = random_images(**spec["images"]) if spec["images"] else ()
-    return make(*images, **spec["options"])
-
-
 def main() -> None:
     # The code of the current folder first, which is another clone for `--against`. This folder last: a library's
     # `import plan` shall not find ours.
@@ -174,11 +101,13 @@ def main() -> None:
     sys.path.append(str(HERE))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    task = make_task(json.loads(sys.argv[1]))
+    name, images, options = json.loads(sys.argv[1])
+    module, _, name = name.partition(":")
+    task = getattr(importlib.import_module(module), name)(*random_images(**images), **options)
     for _ in sys.stdin:
         began = time.perf_counter()
-        more = task() or {}
-        answer = {"seconds": time.perf_counter() - began, **more, **facts()}
+        found = task()
+        answer = {"seconds": time.perf_counter() - began, **found, **facts()}
         print(json.dumps(answer), file=answers, flush=True)
 
 

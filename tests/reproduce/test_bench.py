@@ -2,30 +2,34 @@
 
 import json
 import os
-import shutil
-import signal
-from dataclasses import replace
 from statistics import median
 
 import pytest
 
 from common.errors import UserError
 from reproduce import ROOT, bench
-from reproduce.bench import Part, Side, Worker, input_part, measure, measure_pair, step_part
+from reproduce.bench import Part, Side, chosen_part, measure, measure_pair, started, step_part
 
-TINY = {"recipe_name": "digits", "image_size": 8, "batch_size": 4, "steps": 2, "classes": 10}
+TINY = {"recipe_name": "digits", "image_size": 8, "batch_size": 4, "at_once": 2, "classes": 10}
+IMAGES = {"count": 1, "size": 1, "classes": 1, "kind": "uint8"}
 LIGHT = """
+import os
 class Task:
-    def __init__(self, **options): self.options = options
-    def __call__(self): return self.options
+    def __init__(self, images, labels, *, name): self.name = name
+    def __call__(self):
+        with open("order.txt", "a") as file:
+            file.write(self.name)
+        return {"loss": 3}
+class Killed(Task):
+    def __call__(self): os.kill(os.getpid(), 9)
 """
 
 
 @pytest.fixture
 def light(tmp_path) -> Side:
-    """A side that only says what its options are, and does not load Paddle."""
+    """A side that only notes its name in a file, and does not load Paddle."""
     (tmp_path / "light.py").write_text(LIGHT)
-    return Side("light", "light:Task", {"loss": 3}, folder=tmp_path)
+    return Side("light", "light:Task", {"name": "a"}, folder=tmp_path)
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +45,7 @@ def record() -> dict:
             patch.setenv(name, value)  # of the caller: no side gets them
         patch.setattr(bench, "_PAUSE", 0)
         patch.setitem(bench.PARTS, "tiny", lambda: step_part("tiny", **TINY))
-        chosen = ["--part", "tiny", "--against", str(ROOT), "--competitor", "plain_untuned", "against"]
-        (part,) = bench.parts_of(bench._options(chosen))
-        return measure(part, 3)
+        return measure(chosen_part("tiny", ["plain_untuned", "against"], ROOT), 3)
 
 
 def test_sides_run_under_the_settings_that_they_are_said_to_have(record):
@@ -69,6 +71,12 @@ def test_figures_are_those_of_the_single_measurements(record):
     assert ours["loss"][:3] == other["loss"]  # the same code: the same numbers
 
 
+def test_a_record_has_what_the_records_in_logs_have(record):
+    committed = json.loads((ROOT / "logs" / "bench" / "step_b16.json").read_text())
+    assert record.keys() == committed.keys()
+    assert record["competitors"]["ours"].keys() == committed["competitors"]["ours"].keys()
+
+
 def test_seconds_are_those_of_one_step():
     answers, beside = (
         [{"seconds": value, "memory_peak_bytes": 1, "settings": {}} for value in pair]
@@ -79,69 +87,49 @@ def test_seconds_are_those_of_one_step():
     assert found["images_per_second"] == 4 / 2.5
 
 
-def test_two_sides_take_turns_and_the_other_one_begins_every_second_turn(monkeypatch, light):
-    order = []
-    go = Worker.go
-    monkeypatch.setattr(Worker, "go", lambda worker: (order.append(worker.side.name), go(worker))[1])
-    part = Part("tiny", {}, [replace(light, name="a"), replace(light, name="b")], 2)
-    answers = measure_pair(part, part.sides[1], 3)
-    assert order == ["a", "b"] * 2 + ["a", "b", "b", "a", "a", "b"]
+def test_two_sides_take_turns_and_the_other_one_begins_every_second_turn(light, tmp_path):
+    other = light._replace(name="other", options={"name": "b"})
+    answers = measure_pair(Part("tiny", {}, IMAGES, [light, other]), other, 3)
+    assert (tmp_path / "order.txt").read_text() == "abab" + "ab" + "ba" + "ab"
     assert [len(each) for each in answers] == [3, 3] and answers[1][0]["loss"] == 3
 
 
-def test_a_side_that_ends_is_named_with_the_reason(light):
-    for side, reason in (
-        (replace(light, name="broken", task="light:None"), "AttributeError: .*'None'"),
-        (
-            replace(light, name="missing", task="no_such_module:Step"),
-            "ModuleNotFoundError: .*; `source setup_env.sh dev`",
-        ),
-    ):
-        with Worker(side) as worker, pytest.raises(UserError, match=f"^{side.name}: its process ended: {reason}"):
-            worker.go()
-    with Worker(light) as worker:
-        worker.go()
-        os.kill(worker._process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"^light: its process ended: killed, perhaps for want of memory"):
-            worker.go()
+@pytest.mark.parametrize(
+    ("task", "reason"),
+    [
+        ("light:None", "code 1: AttributeError: .*'None'"),
+        ("no_such_module:Step", "code 1: ModuleNotFoundError: .*; `source setup_env.sh dev`"),
+        ("light:Killed", "code -9: .*code -9 is often a lack of memory"),
+    ],
+)
+def test_a_side_that_ends_is_named_with_the_reason(light, task, reason):
+    with started(light._replace(task=task), IMAGES) as go:
+        for _ in range(2):  # also when its end is known
+            with pytest.raises(UserError, match=f"^light: its process ended with {reason}"):
+                go()
 
 
-def test_another_clone_is_measured_by_its_own_code(tmp_path, light):
-    """Of an older clone, whose step is in reproduce/bench_ours.py, and of one whose step is in reproduce/bench.py."""
-    ours = replace(light, task="reproduce.bench:Task", folder=ROOT)
+def test_another_clone_is_measured_by_its_own_code(tmp_path):
     (tmp_path / "reproduce").mkdir()
     (tmp_path / "reproduce" / "__init__.py").touch()
-    with pytest.raises(UserError, match=r"^--against .*: no clone of this project"):
-        bench.against(ours, tmp_path)
-    for module in ("bench", "bench_ours"):
-        code = LIGHT.replace("self.options = options", f"self.options = {{'module': '{module}'}}")
-        (tmp_path / "reproduce" / f"{module}.py").write_text(code)
-        with Worker(bench.against(ours, tmp_path)) as worker:
-            assert worker.go()["module"] == module
+    code = "class Step:\n def __init__(self, *images, **options): pass\n def __call__(self): return {'whose': 'theirs'}"
+    (tmp_path / "reproduce" / "bench.py").write_text(code)
+    _, theirs = chosen_part("step_b16", ["against"], tmp_path).sides
+    with started(theirs, IMAGES) as go:
+        assert go()["whose"] == "theirs"
 
 
 @pytest.mark.slow
-def test_every_side_of_every_part_runs_and_a_few_repetitions_write_nothing(monkeypatch, tmp_path, capsys):
-    parts = [
-        step_part("step_b16", **TINY),
-        input_part(16, 4, 1),
-        bench.evaluation_part("ViT-Ti_16", 16, 6, 4),
-        bench.start_part(),
-    ]
+def test_every_side_of_every_part_runs_and_nothing_is_written_unasked(monkeypatch, tmp_path, capsys):
+    parts = [step_part("step_b16", **TINY), bench.evaluation_part("ViT-Ti_16", 16, 6, 4)]
     monkeypatch.setattr(bench, "PARTS", {part.name: lambda part=part: part for part in parts})
-    monkeypatch.setattr(bench, "FOLDER", tmp_path / "bench")
-    bench.main(["--repeat", "5"])
+    monkeypatch.chdir(tmp_path)
+    bench.main(["--repeat", "1", "--part", "evaluation"])
+    assert not list(tmp_path.iterdir()) and "nothing will be written" in capsys.readouterr().out
+    bench.main(["--repeat", "1", "--out", "found"])
     for part in parts:
-        found = json.loads((tmp_path / "bench" / f"{part.name}.json").read_text())
+        found = json.loads((tmp_path / "found" / f"{part.name}.json").read_text())
         assert list(found["competitors"]) == [side.name for side in part.sides]
-        if part.name == "input":
-            assert found["competitors"]["ours"]["settings"]["OMP_NUM_THREADS"] == "1"
-        if part.name == "start":
-            ours = found["competitors"]["ours"]
-            assert all(0 < a < b for a, b in zip(ours["first_step"], ours["seconds"], strict=True))
-    shutil.rmtree(tmp_path / "bench")
-    bench.main(["--repeat", "1", "--part", "input"])
-    assert not (tmp_path / "bench").exists() and "nothing written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -149,10 +137,8 @@ def test_every_side_of_every_part_runs_and_a_few_repetitions_write_nothing(monke
     [
         (["--part", "step_b61"], r"argument --part: invalid choice: 'step_b61' \(choose from '?step_b16"),
         (["--repeat", "0"], "^--repeat 0: must be at least 1$"),
-        (["--repeat", "many"], "invalid int value"),
-        (["--against", "/no/such/folder"], "^--against /no/such/folder: no clone of this project"),
-        (["--part", "input", "--competitor", "pytorch"], "^--competitor pytorch: not in input; known: paddle_vision$"),
-        (["--prat", "input"], "unknown: --prat input; did you mean --part"),
+        (["--against", "/no/such/folder"], "^--against /no/such/folder: has no reproduce/bench.py; give the folder"),
+        (["--part", "evaluation", "--competitor", "plain"], "^--competitor plain: evaluation has pytorch$"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):
