@@ -9,12 +9,11 @@ compared; 20 updates of each are timed; processes and a killed run are tried wit
 
 import dataclasses
 import json
-import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,16 +34,11 @@ from reproduce.run_log import machine
 
 _IMAGES = 2  # of the comparison
 _TIMED, _WARM_UP = 20, 3  # updates
-_ON_CPU = 16  # images of an update
+_ALLOWED_32, _ALLOWED_16 = (1e-5, 1e-3), (2e-2, 1e-1)  # relative error of the loss, and of all gradients together (L2)
 _CLOSE = 1e-3  # of weights after a run, where sums may come in any order
-_ALLOWED = {  # relative error of the loss, and of all gradients together (L2)
-    "fp32 against float64": (1e-5, 1e-3),
-    "bf16 against fp32": (2e-2, 1e-1),
-    "fp16 against fp32": (2e-2, 1e-1),
-    "fused against plain attention": (2e-2, 1e-1),
-}
 _NO_HALF = "needs a GPU of compute capability 7.0"
 _DIGITS = "--num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
+_CARDS = "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader"
 
 
 class Check(NamedTuple):
@@ -58,25 +52,31 @@ class Check(NamedTuple):
 def main() -> None:
     parser = Parser(prog="run_train.sh --gpu_check", description=__doc__)
     parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="cpu tries the code, not the card")
-    parser.add_argument("--out", default=str(ROOT / "logs" / "gpu_check"), help="folder for the result")
+    parser.add_argument("--out", type=Path, default=ROOT / "logs" / "gpu_check", help="folder for the result")
     options = parse(parser)
-    gpu = plan.gpu_here() if choose_device(options.device) != "cpu" else None
-    versions = _versions(gpu)
+    device = choose_device(options.device)
+    gpu = plan.gpu_here() if device != "cpu" else None
+    versions = [f"python {sys.version.split()[0]}, paddlepaddle {paddle.__version__}, CUDA {paddle.version.cuda()}"]
+    versions += ["no GPU in use"] if gpu is None else subprocess.getoutput(_CARDS).splitlines()
     print(*versions, sep="\n", flush=True)
     checks = []
     for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
-        for check in _checks_of(part, gpu):
+        paddle.set_device(device)  # which a part that failed may have left
+        for check in checks_of(part, gpu):
             state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
             print(f"{state:8} {check.name}: {check.found}", flush=True)
             checks.append(check)
-    path = _write(Path(options.out), gpu, versions, checks)
-    failed = [check.name for check in checks if check.passed is False]
+    card = "cpu" if gpu is None else re.sub(r"\W", "_", gpu.name)
+    path = options.out / time.strftime(f"{card}-%Y%m%d-%H%M%S.json", time.gmtime())
+    record = {"versions": versions, "gpu": gpu and dataclasses.asdict(gpu), "machine": machine()}
+    with atomic_write(path, "w") as file:
+        json.dump({**record, "checks": [check._asdict() for check in checks]}, file, indent=1)
     print(f"written  {path}; please attach it to an issue of this project, passed or failed")
-    if failed:
+    if failed := [check.name for check in checks if check.passed is False]:
         raise UserError(f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)}); see docs/cluster.md")
 
 
-def _checks_of(part, gpu):
+def checks_of(part, gpu):
     """What a part finds; an error that ends it is a check that has failed, so that the record is written."""
     try:
         yield from part(gpu)
@@ -85,42 +85,12 @@ def _checks_of(part, gpu):
         yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
 
 
-def _versions(gpu) -> list[str]:
-    """Lines: the software; then each card with its driver and memory."""
-    software = f"python {sys.version.split()[0]}, paddlepaddle {paddle.__version__}, CUDA {paddle.version.cuda()}"
-    if gpu is None:
-        return [f"{software}, no GPU in use"]
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        cards = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().splitlines()
-    except (OSError, subprocess.CalledProcessError):
-        cards = [gpu.name]
-    return [software, *cards]
-
-
 def _recipe(gpu, precision: str) -> Recipe:
     """The headline's on a GPU, a small one on a CPU; batches of one micro-batch."""
     recipe = get_recipe(HEADLINE if gpu is not None else SMALL, precision=precision, pretrained="")
     recipe = plan.resolve(recipe, recipe.network(100), gpu, 1)
-    size = recipe.micro_batch_size if gpu is not None else _ON_CPU
-    changes = {"batch_size": size, "micro_batch_size": size, "num_steps": _TIMED + _WARM_UP, "warmup_steps": 1}
+    changes = {"batch_size": recipe.micro_batch_size, "num_steps": _TIMED + _WARM_UP, "warmup_steps": 1}
     return dataclasses.replace(recipe, **changes, workers=0)
-
-
-def compare_precisions(gpu):
-    """Loss and gradients of one micro-batch: fp32 against float64 on the CPU, 16 bits against fp32, both attentions."""
-    exact = loss_and_gradients(gpu, "float64", place="cpu")
-    plain = loss_and_gradients(gpu, "fp32")
-    yield _compare("fp32 against float64", plain, exact)
-    if not _half(gpu):
-        yield Check("16 bits against fp32", None, _NO_HALF)
-        return
-    half = loss_and_gradients(gpu, _half(gpu))
-    yield _compare(f"{_half(gpu)} against fp32", half, plain)
-    if not gpu.fused:
-        yield Check("fused against plain attention", None, "needs compute capability 8.0")
-        return
-    yield _compare("fused against plain attention", loss_and_gradients(gpu, _half(gpu), fused=True), half)
 
 
 def _half(gpu) -> str:
@@ -130,17 +100,36 @@ def _half(gpu) -> str:
     return "bf16" if gpu.bf16 else "fp16"
 
 
-def loss_and_gradients(gpu, precision: str, fused: bool = False, place: str = "") -> tuple[float, np.ndarray]:
+# ---- numbers
+
+
+def compare_precisions(gpu):
+    """Loss and gradients of one micro-batch: fp32 against float64 on the CPU, 16 bits against fp32, both attentions."""
+    device, half = paddle.get_device(), _half(gpu)
+    exact = loss_and_gradients(gpu, "float64", "cpu")
+    plain = loss_and_gradients(gpu, "fp32", device)
+    yield compared("fp32 against float64", plain, exact, _ALLOWED_32)
+    if not half:
+        yield Check("16 bits against fp32", None, _NO_HALF)
+        return
+    found = loss_and_gradients(gpu, half, device)
+    yield compared(f"{half} against fp32", found, plain, _ALLOWED_16)
+    if not gpu.fused:
+        yield Check("fused against plain attention", None, "needs compute capability 8.0")
+        return
+    fused = loss_and_gradients(gpu, half, device, fused=True)
+    yield compared("fused against plain attention", fused, found, _ALLOWED_16)
+
+
+def loss_and_gradients(gpu, precision: str, device: str, fused: bool = False) -> tuple[float, np.ndarray]:
     """(loss, all gradients in one float64 vector) of fabricated weights and pictures, the same in every call.
 
-    `place`: the device, "" for the current one. Dropout is off, as masks differ between devices: two pictures stand
-    for the two views.
+    Dropout is off, as masks differ between devices: two pictures stand for the two views.
     """
     recipe = _recipe(gpu, "fp32")
     config = dataclasses.replace(recipe.network(100), dropout=0.0)
     dtype = "float64" if precision == "float64" else "float32"
-    here = paddle.get_device()
-    paddle.set_device(place or here)
+    paddle.set_device(device)
     model = build(config)
     rng = np.random.default_rng(0)
     for name, value in model.state_dict().items():
@@ -156,29 +145,30 @@ def loss_and_gradients(gpu, precision: str, fused: bool = False, place: str = ""
     scale = 1024.0 if precision == "fp16" else 1.0  # else the small ones underflow
     (scale * loss).backward()
     gradients = np.concatenate([p.grad.astype("float64").numpy().ravel() for p in model.parameters()])
-    paddle.set_device(here)
     return float(loss), gradients / scale
 
 
-def _compare(name: str, found, expected) -> Check:
+def compared(name: str, found, expected, allowed: tuple[float, float]) -> Check:
     loss = abs(found[0] - expected[0]) / abs(expected[0])
     gradient = float(np.linalg.norm(found[1] - expected[1]) / np.linalg.norm(expected[1]))
-    allowed_loss, allowed_gradient = _ALLOWED[name]
-    passed = bool(loss <= allowed_loss and gradient <= allowed_gradient)  # not with a NaN
-    text = f"relative error {loss:.1e} of the loss (allowed {allowed_loss:g}), {gradient:.1e} of the gradients"
-    return Check(name, passed, f"{text} (allowed {allowed_gradient:g})")
+    passed = bool(loss <= allowed[0] and gradient <= allowed[1])  # not with a NaN
+    of_loss = f"relative error {loss:.1e} of the loss (allowed {allowed[0]:g})"
+    return Check(name, passed, f"{of_loss}, {gradient:.1e} of the gradients (allowed {allowed[1]:g})")
+
+
+# ---- speed and memory
 
 
 def time_updates(gpu):
     """Updates in fp32 and in 16 bits: speed, share of the card's peak, memory against the estimate, hours."""
-    yield _timed(gpu, _recipe(gpu, "fp32"))
-    if not _half(gpu):
+    yield timed(gpu, _recipe(gpu, "fp32"))
+    if half := _half(gpu):
+        yield timed(gpu, _recipe(gpu, half))
+    else:
         yield Check(f"{_TIMED} updates in 16 bits", None, _NO_HALF)
-        return
-    yield _timed(gpu, _recipe(gpu, _half(gpu)))
 
 
-def _timed(gpu, recipe: Recipe) -> Check:
+def timed(gpu, recipe: Recipe) -> Check:
     fused = gpu is not None and gpu.fused and recipe.precision != "fp32"
     rng = np.random.default_rng(1)
     images = InMemory(rng.integers(0, 256, (512, 3, 32, 32), np.uint8), rng.integers(0, 100, 512))
@@ -195,14 +185,14 @@ def _timed(gpu, recipe: Recipe) -> Check:
     size = last["micro_batch_size"]  # smaller than asked for where memory ran out
     text = f"{recipe.batch_size / seconds:.1f} images/s, micro-batch {size}"
     if gpu is not None:
-        text += _on_card(gpu, recipe, fused, seconds)
+        text += on_card(gpu, recipe, fused, seconds)
         del model
         paddle.device.cuda.empty_cache()  # other processes need the memory next
     passed = bool(np.isfinite(last["loss"])) and size == recipe.micro_batch_size
     return Check(f"{_TIMED} updates in {recipe.precision}", passed, text)
 
 
-def _on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
+def on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
     """What `seconds` an update mean on this card: share of its peak, memory, hours of the headline."""
     config = recipe.network(100)
     estimate = plan.memory_bytes(recipe, config, recipe.batch_size, fused)
@@ -215,6 +205,9 @@ def _on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
     return f"{text}, the headline takes {hours:.1f} hours of training on one such GPU"
 
 
+# ---- whole runs
+
+
 def several_processes(gpu):
     """A run of two processes (or one on each GPU) ends as that of one: gradients are exchanged."""
     count = paddle.device.cuda.device_count() if gpu is not None else 2
@@ -224,69 +217,47 @@ def several_processes(gpu):
         return
     with tempfile.TemporaryDirectory() as folder:
         # without dropout, whose masks belong to the process
-        alone, together = (_digits(gpu, Path(folder) / str(n), n, "--dropout", "0") for n in (1, count))
-    error = _largest_difference(alone, together)
-    yield Check(name, error < _CLOSE, f"weights differ by {error:.1e} at most (allowed {_CLOSE:g})")
+        alone, together = (weights_of_run(gpu, Path(folder, str(n)), n, "--dropout", "0") for n in (1, count))
+    yield same_weights(name, alone, together, _CLOSE)
 
 
 def killed_and_continued(gpu):
     """A run that is killed and started again ends with the weights of one that was not."""
+    name = "a killed run continues"
     with tempfile.TemporaryDirectory() as folder:
-        whole = _digits(gpu, Path(folder) / "whole", 1)
-        out = Path(folder) / "killed"
-        process = _start(gpu, out, 1)
+        whole = weights_of_run(gpu, Path(folder, "whole"))
+        out = Path(folder, "killed")
+        command = run_of_digits(gpu, out)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not list(out.glob("checkpoints/run/step_*.pdstate")):
             time.sleep(0.01)
         process.kill()
-        process.communicate()
-        was_killed = process.returncode < 0
-        error = _largest_difference(whole, _digits(gpu, out, 1))
-    allowed = 0 if gpu is None else _CLOSE
-    text = f"weights differ by {error:.1e} at most (allowed {allowed:g})"
-    if not was_killed:
-        text += "; the run had ended before it could be killed"
-    yield Check("a killed run continues", was_killed and error <= allowed, text)
+        if process.wait() >= 0:
+            yield Check(name, False, "the run had ended before it could be killed")
+            return
+        continued = weights_of_run(gpu, out)
+    yield same_weights(name, whole, continued, 0 if gpu is None else _CLOSE)
 
 
-def _largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+def same_weights(name: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray], allowed: float) -> Check:
+    error = float(np.max([np.abs(value - other[key]).max() for key, value in one.items()]))
+    return Check(name, error <= allowed, f"weights differ by {error:.1e} at most (allowed {allowed:g})")
 
 
-def _start(gpu, out: Path, processes: int, *more: str) -> subprocess.Popen:
+def run_of_digits(gpu, out: Path, processes: int = 1) -> list[str]:
+    """The command of a short run whose files go to the folder `out`."""
     device = "cpu" if gpu is None else "gpu"
-    words = f"-m reproduce.launch reproduce.train {SMALL} {_DIGITS} --device {device} --run run --out".split()
-    return subprocess.Popen(
-        [sys.executable, *words, str(out), *more],
-        cwd=ROOT,
-        env={**os.environ, "NPROC": str(processes)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    launch = ["env", f"NPROC={processes}", sys.executable, "-m", "reproduce.launch", "reproduce.train"]
+    return [*launch, SMALL, *_DIGITS.split(), "--device", device, "--run", "run", "--out", str(out)]
 
 
-def _digits(gpu, out: Path, processes: int, *more: str) -> dict[str, np.ndarray]:
+def weights_of_run(gpu, out: Path, processes: int = 1, *more: str) -> dict[str, np.ndarray]:
     """The last weights of a short run of digits. Raises UserError with its last words when it fails."""
-    process = _start(gpu, out, processes, *more)
-    output, _ = process.communicate()
-    if process.returncode:
-        raise UserError(f"a run of digits with {processes} process(es) failed: {output.strip()[-2000:]}")
+    command = [*run_of_digits(gpu, out, processes), *more]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise UserError(f"a run of digits with {processes} process(es) failed: {done.stdout.strip()[-2000:]}")
     return read_weights(out / "checkpoints" / "run" / "last.pdparams").arrays
-
-
-def _write(folder: Path, gpu, versions: list[str], checks: list[Check]) -> Path:
-    now = datetime.now(timezone.utc)
-    card = "cpu" if gpu is None else "".join(c if c.isalnum() else "_" for c in gpu.name)
-    path = folder / f"{card}-{now:%Y%m%d-%H%M%S}.json"
-    content = {
-        "versions": versions,
-        "gpu": None if gpu is None else dataclasses.asdict(gpu),
-        "machine": machine(),
-        "checks": [check._asdict() for check in checks],
-    }
-    with atomic_write(path, "w") as file:
-        json.dump(content, file, indent=1)
-    return path
 
 
 if __name__ == "__main__":

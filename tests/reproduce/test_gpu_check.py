@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import paddle
@@ -20,6 +21,7 @@ def checks_in(folder) -> dict:
     return {check["name"]: check for check in json.loads(path.read_text())["checks"]}
 
 
+@pytest.mark.slow
 def test_a_cpu_passes_and_what_needs_a_gpu_is_skipped_by_name(command, tmp_path):
     done = command("reproduce.gpu_check", "--device", "cpu", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,8 +51,8 @@ def check_comparison(monkeypatch, folder, disturb):
     monkeypatch.setattr("sys.argv", ["gpu_check", "--device", "cpu", "--out", str(folder)])
     right = gpu_check.loss_and_gradients
 
-    def computed(gpu, precision, **options):
-        found = right(gpu, precision, **options)
+    def computed(gpu, precision, device):
+        found = right(gpu, precision, device)
         return disturb(*found) if precision == "fp32" else found
 
     monkeypatch.setattr(gpu_check, "loss_and_gradients", computed)
@@ -95,10 +97,69 @@ def test_an_error_in_a_part_is_a_failed_check_and_on_record(monkeypatch, tmp_pat
 
 def test_all_numbers_count_in_the_comparison():
     """The gradients of every parameter, of a network in which each one matters."""
-    loss, gradients = gpu_check.loss_and_gradients(None, "fp32")
+    loss, gradients = gpu_check.loss_and_gradients(None, "fp32", "cpu")
     parameters = gpu_check.build(gpu_check._recipe(None, "fp32").network(100)).parameters()
     assert gradients.size == sum(parameter.size for parameter in parameters) and np.isfinite(loss)
     assert np.count_nonzero(gradients) > 0.9 * gradients.size
+
+
+# ---- whole runs, with stand-ins; the slow test above has real ones
+
+
+def runs_that_give(monkeypatch, *weights):
+    """Let the runs of digits end with these weights, one after the other; gives a list of how they were started."""
+    started, left = [], list(weights)
+
+    def weights_of_run(gpu, out, *arguments):
+        started.append(arguments)
+        return {"w": np.zeros(3), "b": np.array([left.pop(0)])}
+
+    monkeypatch.setattr(gpu_check, "weights_of_run", weights_of_run)
+    return started
+
+
+@pytest.mark.parametrize(("difference", "passed"), [(9e-4, True), (1.1e-3, False), (np.nan, False)])
+def test_two_processes_have_to_end_as_one(monkeypatch, difference, passed):
+    started = runs_that_give(monkeypatch, 0.0, difference)
+    (check,) = gpu_check.several_processes(None)
+    assert (check.name, check.passed) == ("2 processes as one", passed)
+    assert started == [(1, "--dropout", "0"), (2, "--dropout", "0")]
+
+
+def to_be_killed(monkeypatch, code: str):
+    """Let the run that is to be killed be this Python code, which knows the folder `out`."""
+
+    def run_of_digits(gpu, out, processes=1):
+        return [sys.executable, "-c", f"out = {str(out)!r}\n{code}"]
+
+    monkeypatch.setattr(gpu_check, "run_of_digits", run_of_digits)
+
+
+SAVES = "import os, time; os.makedirs(out + '/checkpoints/run/step_4.pdstate'); time.sleep(60)"
+
+
+@pytest.mark.parametrize(("difference", "passed"), [(0.0, True), (1e-9, False)])
+def test_a_killed_run_has_to_end_to_the_bit_on_a_cpu(monkeypatch, difference, passed):
+    runs_that_give(monkeypatch, 1.0, 1.0 + difference)
+    to_be_killed(monkeypatch, SAVES)
+    (check,) = gpu_check.killed_and_continued(None)
+    assert check.passed is passed and f"differ by {difference:.1e} at most (allowed 0)" in check.found
+
+
+def test_a_run_that_cannot_be_killed_does_not_pass(monkeypatch):
+    runs_that_give(monkeypatch, 1.0, 1.0)
+    to_be_killed(monkeypatch, "pass")
+    (check,) = gpu_check.killed_and_continued(None)
+    assert check.passed is False and "ended before it could be killed" in check.found
+
+
+def test_a_run_that_fails_is_shown_with_its_last_words(monkeypatch, tmp_path):
+    to_be_killed(monkeypatch, "raise SystemExit('NCCL is not there')")
+    with pytest.raises(UserError, match=r"a run of digits with 1 process\(es\) failed: NCCL is not there"):
+        gpu_check.weights_of_run(None, tmp_path)
+
+
+# ---- an emulated card
 
 
 @pytest.fixture
