@@ -2,19 +2,17 @@
 
     python -m reproduce.bench --out logs/bench             all parts, 7 repetitions: about an hour on 2 cores
     python -m reproduce.bench --part step_b16 --repeat 1 --competitor pytorch     a look; writes nothing
-    python -m reproduce.bench --part step_b16 --against ../before --competitor against
-                                                           before and after: "against" runs the code of another clone
+    python -m reproduce.bench --against ../before --competitor against            before and after, by another clone
 
     step_b16     a training step of ViT-B/16, 224 px, 8 images: R-Drop and one view here, R-Drop in PyTorch (timm), and
                  here without models/fast_cpu.py, under our settings of the processor and under Paddle's own
     step_ti16    the same of ViT-Ti/16, 64 px, 64 images
     evaluation   ViT-Ti/16 at 224 px on images it only reads: here, PyTorch
 
-Each competitor is measured beside ours: two processes that take turns, each with its own settings of the processor.
-Which cores they may use is the caller's choice (taskset). Close other programs first: they slow both, and not alike.
-PyTorch and timm come with `source setup_env.sh dev`.
+Each competitor is measured beside ours: two processes that take turns, on the CPU, in float32. Close other programs
+first: they slow both, and not alike. PyTorch and timm come with `source setup_env.sh dev`.
 
-`--out FOLDER` writes FOLDER/PART.json with every single measurement. All is computed on the CPU, in float32.
+`--out FOLDER` writes FOLDER/PART.json with every single measurement.
 """
 
 import contextlib
@@ -23,7 +21,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -114,16 +111,9 @@ def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, at_
     """One training step: forward, backward, clipping, SGD with momentum."""
     recipe = RECIPES[recipe_name]
     sizes = {"image_size": image_size, "batch_size": batch_size}
-    changes = {
-        **sizes,
-        "micro_batch_size": batch_size,
-        "kl_sum_over": batch_size,  # the sum over the batch, as in the official code: all compute the same loss
-        "num_views": 2,
-        "precision": "fp32",
-        "pretrained": "",
-        "schedule": "constant",
-        "warmup_steps": 0,
-    }
+    # Both sum the KL over the batch, as the official code does, so that all compute the same loss.
+    changes = {**sizes, "micro_batch_size": batch_size, "kl_sum_over": batch_size, "num_views": 2, "precision": "fp32"}
+    changes |= {"pretrained": "", "schedule": "constant", "warmup_steps": 0}
     ours = {"recipe": recipe_name, "changes": changes, "classes": classes, "steps": at_once}
     one_view = {**ours, "changes": {**changes, "num_views": 1}}
     plain = {**ours, "fast": False}
@@ -183,23 +173,21 @@ def chosen_part(name: str, competitors: list[str], clone: Path | None) -> Part:
 def started(side: Side, images: dict):
     """Start the process of a side; gives a function that has it do one turn, see `one_turn`."""
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(_WORKER), json.dumps([side.task, images, side.options])],
-            cwd=side.folder,
-            env={**environment, **(side.environment or {})},
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-        try:
-            yield lambda: one_turn(side.name, process, errors)
-        finally:
-            process.communicate()  # closes its stdin, at which it ends
+    process = subprocess.Popen(
+        [sys.executable, str(_WORKER), json.dumps([side.task, images, side.options])],
+        cwd=side.folder,
+        env={**environment, **(side.environment or {})},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        yield lambda: one_turn(side.name, process)
+    finally:
+        process.communicate()  # closes its stdin, at which it ends
 
 
-def one_turn(name: str, process, errors) -> dict:
+def one_turn(name: str, process) -> dict:
     """The seconds of a turn, what the task gives, peak memory and settings of the processor.
 
     Raises UserError when the process has ended by itself.
@@ -209,10 +197,7 @@ def one_turn(name: str, process, errors) -> dict:
     if line := process.stdout.readline():
         return json.loads(line)
     code = process.wait()
-    errors.seek(0)
-    reason = errors.read().strip().rpartition("\n")[2]
-    hints = "`source setup_env.sh dev` installs PyTorch and timm; code -9 is often a lack of memory"
-    raise UserError(f"{name}: its process ended with code {code}: {reason}; {hints}")
+    raise UserError(f"{name}: its process ended with code {code}; see above, or if -9, close programs that take memory")
 
 
 def measure_pair(part: Part, other: Side, repeat: int) -> tuple[list[dict], list[dict]]:
@@ -236,12 +221,12 @@ def measure(part: Part, repeat: int) -> dict:
     for name in ("torch", "timm"):  # versions of the packages that only peers use
         with contextlib.suppress(metadata.PackageNotFoundError):
             record["machine"]["packages"][name] = metadata.version(name)
-    pairs = {side.name: measure_pair(part, side, repeat) for side in part.sides[1:]}
-    ours = [answer for beside, _ in pairs.values() for answer in beside]
-    competitors = {"ours": summary(part, ours, ours)}
-    for name, (beside, answers) in pairs.items():
-        competitors[name] = summary(part, answers, beside)
-    return {**record, "competitors": competitors}
+    all_of_ours, competitors = [], {}
+    for side in part.sides[1:]:
+        ours, theirs = measure_pair(part, side, repeat)
+        all_of_ours += ours
+        competitors[side.name] = summary(part, theirs, ours)
+    return {**record, "competitors": {"ours": summary(part, all_of_ours, all_of_ours), **competitors}}
 
 
 def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:

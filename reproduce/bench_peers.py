@@ -103,7 +103,10 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     name, images, options = json.loads(sys.argv[1])
     module, _, name = name.partition(":")
-    task = getattr(importlib.import_module(module), name)(*random_images(**images), **options)
+    try:
+        task = getattr(importlib.import_module(module), name)(*random_images(**images), **options)
+    except ImportError as reason:
+        sys.exit(f"{reason}; `source setup_env.sh dev` installs PyTorch and timm")
     for _ in sys.stdin:
         began = time.perf_counter()
         found = task()

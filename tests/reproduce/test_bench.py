@@ -95,18 +95,20 @@ def test_two_sides_take_turns_and_the_other_one_begins_every_second_turn(light, 
 
 
 @pytest.mark.parametrize(
-    ("task", "reason"),
+    ("task", "code", "reason"),
     [
-        ("light:None", "code 1: AttributeError: .*'None'"),
-        ("no_such_module:Step", "code 1: ModuleNotFoundError: .*; `source setup_env.sh dev`"),
-        ("light:Killed", "code -9: .*code -9 is often a lack of memory"),
+        ("light:None", 1, "AttributeError: module 'light' has no attribute 'None'\n"),
+        ("no_such_module:Step", 1, "No module named 'no_such_module'; `source setup_env.sh dev` installs PyTorch"),
+        ("light:Killed", -9, ""),
     ],
 )
-def test_a_side_that_ends_is_named_with_the_reason(light, task, reason):
+def test_a_side_that_ends_is_named_with_the_reason(light, capfd, task, code, reason):
     with started(light._replace(task=task), IMAGES) as go:
         for _ in range(2):  # also when its end is known
-            with pytest.raises(UserError, match=f"^light: its process ended with {reason}"):
+            with pytest.raises(UserError, match=f"^light: its process ended with code {code}; see above"):
                 go()
+    shown = capfd.readouterr().err
+    assert reason in shown and ("Traceback" in shown) == (task == "light:None")  # a defect's alone
 
 
 def test_another_clone_is_measured_by_its_own_code(tmp_path):
