@@ -76,9 +76,7 @@ def find_pictures(arguments) -> list[Path]:
     """
     found = []
     for path in map(Path, arguments):
-        inside = [path]
-        if path.is_dir():
-            inside = [file for file in visible(path) if is_picture(file)]
+        inside = [file for file in visible(path) if is_picture(file)] if path.is_dir() else [path]
         if not inside:
             suffixes = ", ".join(sorted(SUFFIXES))
             raise UserError(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")
@@ -125,27 +123,20 @@ def open_weights(options) -> tuple:
     assumed = {name: value for name, value in weights.assumed.items() if name != "class_order"}  # see "classes"
     if assumed:
         say("assumed", assumptions(assumed))
-    if names:
-        say("classes", f"{config.num_classes}, names from {origin}")
-    else:
-        unknown = "names not known: shown as 'class 0' and so on"
-        say("classes", f"{config.num_classes}, {unknown}; give them with --class_names FILE, one name a line")
+    known = f"names from {origin}" if names else "names not known; give them with --class_names FILE, one name a line"
+    say("classes", f"{config.num_classes}, {known}")
     return model, weights, prepare, names
 
 
 def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[list[str] | None, str]:
     """The names in the order of the logits and where they were found, or (None, "").
 
-    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. Characters that are
-    not printable are written as escapes. Raises UserError for names that cannot be read, or are not `num_classes`.
+    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. What is not UTF-8
+    or not printable is written as escapes. Raises UserError for more or fewer names than `num_classes`.
     """
     if names_file is not None:
-        origin = f"--class_names {names_file}"
-        try:
-            text = Path(names_file).read_text("utf-8-sig")
-        except UnicodeDecodeError:
-            raise UserError(f"{origin}: not a UTF-8 text; write one class name a line") from None
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = Path(names_file).read_text("utf-8-sig", errors="backslashreplace").splitlines()
+        names, origin = [line.strip() for line in lines if line.strip()], f"--class_names {names_file}"
     elif "class_names" in weights.metadata:
         names, origin = weights.metadata["class_names"], str(weights.path)
     elif "class_names" in weights.pictures:

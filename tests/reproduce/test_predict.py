@@ -118,6 +118,9 @@ def test_names_come_from_the_option_then_the_weights(tmp_path, pictures, capsys)
     listed.write_text("\n".join(f"größe {i}" for i in range(10)) + "\n\n", "utf-8")
     main([str(both), one, "--top", "10", "--class_names", str(listed)])
     assert sorted(names_of(capsys.readouterr().out)) == [f"größe {i}" for i in range(10)]
+    listed.write_bytes("größe 0\n".encode("latin-1") + b"other\n" * 9)
+    main([str(both), one, "--top", "10", "--class_names", str(listed)])
+    assert "gr\\xf6\\xdfe 0" in names_of(capsys.readouterr().out)
     unknown = write_weights(tmp_path / "unknown.pdparams", {})
     main([str(unknown), one, "--top", "10"])
     output = capsys.readouterr().out
@@ -134,7 +137,7 @@ def test_names_come_from_the_option_then_the_weights(tmp_path, pictures, capsys)
         (11 * b"name\n", "11 names, but .* has 10 classes"),
         (b"", "0 names, but"),
         (5 * b"name\n" + b"\n" + 4 * b"name\n", "9 names, but"),  # an empty line names no class
-        (bytes(range(256)), "not a UTF-8 text"),
+        (bytes(range(256)), "names, but"),
     ],
 )
 def test_unusable_names_are_refused(weights, pictures, tmp_path, content, message, capsys):
