@@ -1,6 +1,5 @@
 """An exported network, used as somebody without this project would use it."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -9,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from made_weights import write_weights
 from paddle import inference
 from PIL import Image
 
 from common.errors import UserError
 from data.prepared import Preparation
-from models import build_model
-from models.weights import model_from_file, save_weights
+from models.weights import model_from_file
 from reproduce import ROOT, export
 from reproduce.cli import run_command
 from reproduce.export import default_output, largest_difference, main, write_model
@@ -24,24 +23,12 @@ from reproduce.predict import probabilities
 FILES = ["description.json", "inference.json", "inference.pdiparams"]
 
 
-def write_weights(path, seed=0, overflow=False, **more):
-    """A ViT-digits of random weights; `overflow` makes its logits infinite."""
-    model = build_model("ViT-digits", 10, 8)
-    rng = np.random.default_rng(seed)
-    for parameter in model.parameters():
-        parameter.set_value(rng.normal(0, 0.2, parameter.shape).astype("float32"))
-    if overflow:
-        model.norm.bias.set_value(np.full(64, 1e30, np.float32))
-        model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
-    network = dataclasses.asdict(model.config)
-    names = {"class_names": [str(i) for i in range(10)]}
-    save_weights(path, model, {"recipe": {"dataset": "digits"}, "network": network, **names, **more})
-    return path
+DIGITS = {"recipe": {"dataset": "digits"}, "class_names": [str(i) for i in range(10)]}
 
 
 @pytest.fixture
 def weights(tmp_path):
-    return write_weights(tmp_path / "best.pdparams")
+    return write_weights(tmp_path / "best.pdparams", DIGITS, 8)
 
 
 def names(folder):
@@ -91,7 +78,8 @@ def test_the_exported_files_alone_give_the_same_logits(command, weights, tmp_pat
 
 def test_what_options_and_weights_say_is_exported_and_described(tmp_path):
     """Class names that are no text are written as escapes."""
-    weights = write_weights(tmp_path / "w.pdparams", class_names=["\ud800", "\x1b[2Jred", "größe", *"3456789"])
+    listed = ["\ud800", "\x1b[2Jred", "größe", *"3456789"]
+    weights = write_weights(tmp_path / "w.pdparams", {**DIGITS, "class_names": listed}, 8)
     output = tmp_path / "served"
     of_network = ["--pooling", "avg", "--activation", "quick_gelu"]
     main([str(weights), "--output", str(output), *of_network, "--resize", "9", "--scale", "imagenet"])
@@ -124,7 +112,7 @@ def test_nothing_is_ever_replaced(weights, tmp_path):
 def test_bad_weights_leave_nothing_behind(tmp_path):
     text = tmp_path / "text.pdparams"
     text.write_text("no weights")
-    broken = write_weights(tmp_path / "overflow.pdparams", overflow=True)
+    broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, 8, overflow=True)
     output = tmp_path / "served"
     for path, message in ((text, "text.pdparams"), (tmp_path / "none.pdparams", "none.pdparams")):
         with pytest.raises((UserError, OSError), match=message):
@@ -138,7 +126,8 @@ def test_bad_weights_leave_nothing_behind(tmp_path):
 
 
 def test_files_of_other_weights_give_other_logits(weights, tmp_path):
-    write_model(model_from_file(write_weights(tmp_path / "other.pdparams", seed=1))[0], tmp_path)
+    other = write_weights(tmp_path / "other.pdparams", DIGITS, 8, seed=1)
+    write_model(model_from_file(other)[0], tmp_path)
     assert largest_difference(model_from_file(weights)[0], tmp_path) > 0.1
 
 

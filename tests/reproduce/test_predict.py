@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import assert_user_error
+from made_weights import write_weights
 from PIL import Image
 
 from common.errors import UserError
@@ -24,23 +25,10 @@ SIZE = 12  # not the digits' own 8 px, so that each way of resizing gives other 
 DIGITS = {"recipe": {"dataset": "digits"}}
 
 
-def write_weights(path, metadata, overflow=False):
-    """A ViT-digits of random weights; `overflow` makes its logits infinite."""
-    model = build_model("ViT-digits", 10, SIZE)
-    rng = np.random.default_rng(0)
-    for parameter in model.parameters():
-        parameter.set_value(rng.normal(0, 0.2, parameter.shape).astype("float32"))
-    if overflow:
-        model.norm.bias.set_value(np.full(64, 1e30, np.float32))
-        model.head.weight.set_value(np.full([64, 10], 1e30, np.float32))
-    save_weights(path, model, {**metadata, "network": dataclasses.asdict(model.config)})
-    return path
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     names = {"class_names": [str(i) for i in range(10)]}
-    return write_weights(tmp_path_factory.mktemp("weights") / "best.pdparams", {**DIGITS, **names})
+    return write_weights(tmp_path_factory.mktemp("weights") / "best.pdparams", {**DIGITS, **names}, SIZE)
 
 
 @pytest.fixture
@@ -80,7 +68,7 @@ def test_probabilities_are_those_of_the_evaluation(weights, pictures, capsys):
 
 def test_probabilities_are_those_of_the_evaluation_of_image_files(tmp_path, pictures, capsys):
     paths = [*(pictures / f"{i}.png" for i in range(9)), pictures / "photo.JPG"]
-    weights = write_weights(tmp_path / "w.pdparams", {"recipe": {"dataset": "imagenet"}})
+    weights = write_weights(tmp_path / "w.pdparams", {"recipe": {"dataset": "imagenet"}}, SIZE)
     main([str(weights), str(pictures), "--top", "10", "--json"])
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == list(map(str, paths))
@@ -110,7 +98,7 @@ def names_of(output):
 
 def test_names_come_from_the_option_then_the_weights(tmp_path, pictures, capsys):
     own = [f"own {i}" for i in range(10)]
-    both = write_weights(tmp_path / "both.pdparams", {**DIGITS, "class_names": own})
+    both = write_weights(tmp_path / "both.pdparams", {**DIGITS, "class_names": own}, SIZE)
     one = str(pictures / "0.png")
     main([str(both), one, "--top", "10"])
     assert sorted(names_of(capsys.readouterr().out)) == own
@@ -121,7 +109,7 @@ def test_names_come_from_the_option_then_the_weights(tmp_path, pictures, capsys)
     listed.write_bytes("größe 0\n".encode("latin-1") + b"other\n" * 9)
     main([str(both), one, "--top", "10", "--class_names", str(listed)])
     assert "gr\\xf6\\xdfe 0" in names_of(capsys.readouterr().out)
-    unknown = write_weights(tmp_path / "unknown.pdparams", {})
+    unknown = write_weights(tmp_path / "unknown.pdparams", {}, SIZE)
     main([str(unknown), one, "--top", "10"])
     output = capsys.readouterr().out
     assert sorted(names_of(output)) == [f"class {i}" for i in range(10)]
@@ -149,7 +137,7 @@ def test_unusable_names_are_refused(weights, pictures, tmp_path, content, messag
 
 @pytest.mark.parametrize("names", ["a text", ["too", "few"], None])
 def test_unusable_names_in_the_weights_are_refused(tmp_path, pictures, names):
-    path = write_weights(tmp_path / "w.pdparams", {"class_names": names})
+    path = write_weights(tmp_path / "w.pdparams", {"class_names": names}, SIZE)
     with pytest.raises(UserError, match=r"class names from .*w\.pdparams"):
         main([str(path), str(pictures)])
 
@@ -165,7 +153,7 @@ def test_other_bad_input(weights, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no image files .*; name one that holds some"):
         main([str(weights), str(pictures), str(tmp_path / "empty")])
-    broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, overflow=True)
+    broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, SIZE, overflow=True)
     with pytest.raises(UserError, match="not finite"):
         main([str(broken), str(pictures)])
 
@@ -225,7 +213,7 @@ def classes_of_pictures(tmp_path, pictures):
 @pytest.mark.parametrize("how", ["option", "timm's config", "nothing"])
 def test_an_evaluation_of_picture_folders_sees_what_prediction_sees(how, classes_of_pictures, tmp_path, capsys):
     """For weights from elsewhere; squashed pictures give another NLL."""
-    path = write_weights(tmp_path / "w" / "w.pdparams", {})
+    path = write_weights(tmp_path / "w" / "w.pdparams", {}, SIZE)
     options = ["--resize", "15"] if how == "option" else []
     if how == "timm's config":
         config = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.8}
@@ -255,7 +243,7 @@ def test_a_crop_of_pictures_in_memory_is_refused(weights):
 
 def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, pictures, capsys):
     """A file in timm's names, which says neither heads nor epsilon nor how pictures are prepared."""
-    path = write_weights(tmp_path / "w.pdparams", {})
+    path = write_weights(tmp_path / "w.pdparams", {}, SIZE)
     paddle.save({k: v for k, v in paddle.load(str(path)).items() if k != "metadata@@"}, str(path))
     one = str(pictures / "photo.JPG")
     main([str(path), one, "--heads", "4"])
@@ -272,7 +260,9 @@ def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, picture
 
 
 def test_what_would_act_on_a_terminal_is_shown_as_escapes(tmp_path, pictures, capsys):
-    path = write_weights(tmp_path / "w.pdparams", {**DIGITS, "class_names": [f"\x1b[2J\n{i}\ud800" for i in range(10)]})
+    path = write_weights(
+        tmp_path / "w.pdparams", {**DIGITS, "class_names": [f"\x1b[2J\n{i}\ud800" for i in range(10)]}, SIZE
+    )
     odd = pictures / "a\x1b[31m.png"
     (pictures / "0.png").rename(odd)
     main([str(path), str(odd), "--top", "10"])
