@@ -17,9 +17,8 @@ DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 # None: whatever the user's table has.
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": 4, "images": None}
 CHECKED_AT_MOST = 100_000  # pictures in files that are all decoded once before a run starts: minutes
-TABLES = ("growth_stages", "images")  # a user's own pictures, see tables.EXPECTED
-FROM_FILES = ("imagenet", *TABLES)  # decoded and resized from image files; the others are in memory
-IMAGES = {
+FROM_FILES = ("imagenet", "growth_stages", "images")  # decoded and resized from image files; the others are in memory
+IMAGES = {  # for training and for the test
     "cifar10": (50_000, 10_000),
     "cifar100": (50_000, 10_000),
     "digits": (1_297, 500),
@@ -46,6 +45,16 @@ class DataSet:
     notes: list[str] = field(default_factory=list)  # lines for people: what was found, chosen and left out
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of classes and of images of each split."""
+
+    classes: int
+    train: int
+    validation: int
+    test: int
+
+
 def fingerprint(data: DataSet) -> str:
     """Changes with the images of any split (in files: their names), their order and their labels."""
     digest = hashlib.sha256()
@@ -58,27 +67,13 @@ def fingerprint(data: DataSet) -> str:
     return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of classes and of images of each split."""
-
-    classes: int
-    train: int
-    validation: int
-    test: int
-
-
 def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     """The files or folders that `load_dataset` reads, each with its address ("" = it cannot be downloaded)."""
     _check_name(name, data_dir)
     if name == "digits":
         return {}
-    if name in TABLES:
-        return {Path(data_dir or DOWNLOADS / name): ""}
-    if name == "imagenet":
-        folder = Path(data_dir or DOWNLOADS / name)
-        found = tables.split_folders(folder) or {"train": folder / "train", "test": folder / "val"}
-        return dict.fromkeys(found.values(), "")
+    if name in FROM_FILES:
+        return {_place(name, data_dir): ""}
     return cifar.files(name, Path(data_dir or DOWNLOADS))
 
 
@@ -86,10 +81,10 @@ def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
     """What `load_dataset` will give, without decoding an image: a table counts as if all could be read.
 
     The official sets are not looked at; those whose classes differ in size (ImageNet, digits) are taken as even.
-    A zip is unpacked. Raises UserError as `load_dataset` does, but for what only shows in the images.
+    Raises UserError as `load_dataset` does, but for what only shows in the images.
     """
     _check_name(name, data_dir)
-    if name in TABLES:
+    if name not in IMAGES:
         found = _from_tables(name, _read_tables(name, data_dir), **choice)
         return Sizes(len(found.class_names), len(found.train), len(found.validation), len(found.test))
     classes, (images, test) = CLASSES[name], IMAGES[name]
@@ -102,9 +97,9 @@ def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers
     """Load a data set by name.
 
     Args:
-        name: cifar10, cifar100, digits, imagenet (folders); growth_stages (a table of 4 classes) or images (any table).
-        data_dir: folder with the data, or CIFAR's .tar.gz; "" means data/downloads, where CIFAR is downloaded when
-            it is missing. For pictures of one's own see `tables.EXPECTED`; a .zip is unpacked to data/downloads.
+        name: cifar10, cifar100, digits; imagenet (folders), growth_stages (4 classes) or images (any), see `tables`.
+        data_dir: the data: `tables.EXPECTED`, or CIFAR's folder or .tar.gz; "" means data/downloads, where CIFAR is
+            downloaded when it is missing.
         strict: a picture file that cannot be read is an error; otherwise it is left out, with a note. (Of more than
             CHECKED_AT_MOST pictures it is an error when it is read.)
         workers: processes that decode each picture once to find those; 0 = none.
@@ -131,14 +126,15 @@ def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
+def _place(name: str, data_dir: str) -> Path:
+    return Path(data_dir or DOWNLOADS / name)
+
+
 def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
-    place = Path(data_dir or DOWNLOADS / name)
-    if name == "imagenet":
-        return tables.read_split_folders(place)
-    parts = tables.read_tables(place, DOWNLOADS)
-    found, expected = len(parts["train"].class_names), CLASSES[name]
-    if expected not in (None, found):
-        text = f"{parts['train'].source}: has {found} classes, {name} has {expected}"
+    parts = tables.read_tables(_place(name, data_dir))
+    source, found = parts["train"].source, len(parts["train"].class_names)
+    if name == "growth_stages" and found != CLASSES[name]:
+        text = f"{source}: has {found} classes, {name} has {CLASSES[name]}"
         raise UserError(f"{text}; for other pictures say --dataset images")
     return parts
 
@@ -152,7 +148,7 @@ def _from_tables(name, parts, **choice) -> DataSet:
     kept, held_out = split_indices(table.labels, **choice, **words)
     files = {part: ImageFiles(each.paths, each.labels) for part, each in parts.items()}
     notes = [printable(note) for each in parts.values() for note in each.notes]
-    validation = files.get("validation", files["train"].subset(held_out))
+    train, validation = files["train"].subset(kept), files.get("validation", files["train"].subset(held_out))
     test, test_is = files.get("test"), "test"
     if test is None and len(validation):
         test, test_is = validation, "validation"
@@ -160,7 +156,7 @@ def _from_tables(name, parts, **choice) -> DataSet:
     elif test is None:
         test, test_is = files["train"], "all"
         notes.append("there are no test images: what is called test below is all images, those of the training too")
-    return DataSet(name, files["train"].subset(kept), validation, test, table.class_names, test_is, notes)
+    return DataSet(name, train, validation, test, table.class_names, test_is, notes)
 
 
 def _check_name(name: str, data_dir: str) -> None:

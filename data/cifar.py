@@ -1,6 +1,8 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from any of their official containers, checked by content."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the official archive or the folder in it, checked by content."""
 
 import hashlib
+import io
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,6 @@ from common.errors import UserError
 from common.safe_pickle import load_pickle
 from data.download import fetch, wrong_md5
 from data.in_memory import InMemory
-from data.unpack import extract_tar
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
@@ -21,23 +22,21 @@ class _Source:
     """Where a data set comes from and how to know it. SHA-1 sums are of the `-binary` layout of each split."""
 
     archive: str
-    folder: str  # that the archive holds
     md5: str
-    train: tuple[str, ...]  # the pickles of the training split, in order
-    test: tuple[str, ...]
+    folder: str  # that the archive holds
+    splits: dict[str, tuple[str, ...]]  # the pickles of each, in order
     meta: str
     label_keys: tuple[bytes, ...]  # in the order of the binary layout; the last one is what is predicted
     names_key: bytes
-    sha1: dict  # split -> sum, where one was published
+    sha1: dict[str, str]  # of each split, where one was published
 
 
 _SOURCES = {
     "cifar100": _Source(
         archive="cifar-100-python.tar.gz",
-        folder="cifar-100-python",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
-        train=("train",),
-        test=("test",),
+        folder="cifar-100-python",
+        splits={"train": ("train",), "test": ("test",)},
         meta="meta",
         label_keys=(b"coarse_labels", b"fine_labels"),
         names_key=b"fine_label_names",
@@ -48,10 +47,9 @@ _SOURCES = {
     ),
     "cifar10": _Source(
         archive="cifar-10-python.tar.gz",
-        folder="cifar-10-batches-py",
         md5="c58f30108f718f92721af3b95e74349a",
-        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test=("test_batch",),
+        folder="cifar-10-batches-py",
+        splits={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
         meta="batches.meta",
         label_keys=(b"labels",),
         names_key=b"label_names",
@@ -61,8 +59,8 @@ _SOURCES = {
 
 
 def files(name: str, data_dir: Path) -> dict[Path, str]:
-    """What `load` reads, and its official address."""
-    return {_find_folder(name, data_dir) or _archive(name, data_dir): _HOST + _SOURCES[name].archive}
+    """The folder or archive that `load` reads, and its official address."""
+    return {_find(data_dir, _SOURCES[name]): _HOST + _SOURCES[name].archive}
 
 
 def load(name: str, data_dir: Path, download: bool):
@@ -72,37 +70,29 @@ def load(name: str, data_dir: Path, download: bool):
     first when `download` is set. Raises UserError when neither is there or the content is not the official one.
     """
     source = _SOURCES[name]
-    folder = _find_folder(name, data_dir)
-    if folder is None:
-        archive = _archive(name, data_dir)
+    place = _find(data_dir, source)
+    if not place.is_dir():
         if download:
-            fetch(_HOST + source.archive, archive, md5=source.md5)
+            fetch(_HOST + source.archive, place, md5=source.md5)
         else:
-            _check_own_archive(archive, source)
-        folder = archive.parent / source.folder
-        extract_tar(archive, folder)
-    train = _read_split(folder, "train", source.train, source)
-    test = _read_split(folder, "test", source.test, source)
-    names = _class_names(folder / source.meta, source.names_key)
+            _check_own_archive(place, source)
+    contents = _contents(place, source)
+    train, test = (_split(place, contents, split, source) for split in ("train", "test"))
+    names = _class_names(place / source.meta, contents[source.meta], source.names_key)
     found = np.concatenate([train.labels, test.labels])
     if not 0 <= found.min() <= found.max() < len(names):
-        text = f"{folder}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
+        text = f"{place}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
         raise UserError(f"{text}; delete it and extract the official archive again")
     return train, test, names
 
 
-def _find_folder(name: str, data_dir: Path) -> Path | None:
-    source = _SOURCES[name]
+def _find(data_dir: Path, source: _Source) -> Path:
+    """The extracted folder that `data_dir` is or holds; without one, the `.tar.gz` that it is or would hold."""
     for folder in (data_dir, data_dir / source.folder):
-        if all((folder / part).is_file() for part in (*source.test, source.meta)):
+        if (folder / source.meta).is_file():
             return folder
-    return None
-
-
-def _archive(name: str, data_dir: Path) -> Path:
-    """The `.tar.gz` that `data_dir` is or would hold."""
     itself = data_dir.name.endswith((".tar.gz", ".tgz")) and not data_dir.is_dir()
-    return data_dir if itself else data_dir / _SOURCES[name].archive
+    return data_dir if itself else data_dir / source.archive
 
 
 def _check_own_archive(archive: Path, source: _Source) -> None:
@@ -115,23 +105,23 @@ def _check_own_archive(archive: Path, source: _Source) -> None:
         raise UserError(f"{archive}: {problem}; {advice}")
 
 
-def _class_names(path: Path, key: bytes) -> list[str]:
-    (names,) = _entries(path, key)
-    try:
-        names = [name if isinstance(name, str) else bytes.decode(name, "utf-8") for name in names]
-        sound = all(name.isprintable() for name in names)
-    except (TypeError, UnicodeDecodeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: its {key.decode()} are no names of classes; extract the official archive again")
-    return names
+def _contents(place: Path, source: _Source) -> dict[str, bytes]:
+    """The pickles of a folder, or of an archive whose MD5 is right, by name."""
+    if not place.is_dir():
+        with tarfile.open(place, "r:gz") as tar:  # in the order in which they are packed: going back takes seconds
+            return {Path(member.name).name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    contents = {}
+    for name in (*source.splits["train"], *source.splits["test"], source.meta):
+        require_file(place / name)
+        contents[name] = (place / name).read_bytes()
+    return contents
 
 
-def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
+def _split(place: Path, contents: dict[str, bytes], split: str, source: _Source) -> InMemory:
     pixels, labels = [], []
-    for part in parts:
-        path = folder / part
-        rows, *keys = _entries(path, b"data", *source.label_keys)
+    for part in source.splits[split]:
+        path = place / part
+        rows, *keys = _entries(path, contents[part], b"data", *source.label_keys)
         try:
             numbers = np.asarray(keys).T  # (images, kinds of label)
         except (ValueError, OverflowError):  # lists of different lengths
@@ -146,17 +136,26 @@ def _read_split(folder: Path, split: str, parts, source: _Source) -> InMemory:
     # the layout of cifar-100-binary: label bytes, then the pixels, image after image
     found = hashlib.sha1(np.concatenate([labels.astype(np.uint8), pixels], axis=1)).hexdigest()
     if expected not in (None, found):
-        text = f"{folder}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
+        text = f"{place}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
         raise UserError(f"{text}, expected {expected}); delete the folder and extract the official archive again")
     return InMemory(pixels.reshape(-1, 3, 32, 32), labels[:, -1].astype(np.int64))
 
 
-def _entries(path: Path, *keys: bytes) -> list:
+def _class_names(path: Path, content: bytes, key: bytes) -> list[str]:
+    (names,) = _entries(path, content, key)
+    try:
+        names = [name if isinstance(name, str) else bytes.decode(name) for name in names]
+    except (TypeError, UnicodeDecodeError):
+        names = []
+    if not names or not all(map(str.isprintable, names)):
+        raise UserError(f"{path}: its {key.decode()} are no names of classes; extract the official archive again")
+    return names
+
+
+def _entries(path: Path, content: bytes, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
-    require_file(path)
-    with open(path, "rb") as file:
-        content = load_pickle(file, str(path), encoding="bytes")
+    found = load_pickle(io.BytesIO(content), str(path), encoding="bytes")
     for key in keys:
-        if not isinstance(content, dict) or key not in content:
+        if not isinstance(found, dict) or key not in found:
             raise UserError(f"{path}: not a CIFAR batch (no entry {key.decode()}); extract the official archive again")
-    return [content[key] for key in keys]
+    return [found[key] for key in keys]

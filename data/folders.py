@@ -1,9 +1,7 @@
 """Pictures in files: one as 8-bit RGB, many decoded in worker processes."""
 
 import functools
-import io
 import multiprocessing
-import os
 import signal
 import warnings
 from collections import deque
@@ -27,10 +25,6 @@ from data.augment import full_boxes, resize_crops
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"}
 SUFFIXES |= {".pnm", ".avif", ".jp2"}
-MAX_MEGAPIXELS = 100  # 0.4 GB decoded, a few times that when it is transparent; the environment can say more
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; the one above is checked before a picture is decoded
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS")  # the chunks of a PNG that its pixels depend on
 
 
 @dataclass(frozen=True)
@@ -68,28 +62,24 @@ def read_image(path) -> Image.Image:
     The network is to see what a viewer shows. Up to 8 bits and without transparency that is Pillow's
     `convert("RGB")` (CMYK without its colour profile; of an animation the first frame). Elsewhere it is not:
     transparent pixels are laid on white, where Pillow shows the colour that happens to be stored below them, and
-    16-bit grey is divided by 257, where Pillow cuts all above 255 off to white. A PNG whose metadata are damaged is
-    read without them.
+    16-bit grey is divided by 257, where Pillow cuts all above 255 off to white.
     """
     require_file(path)
-    for source in (Path, _png_without_metadata):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd metadata and large sizes: they would warn anew in every epoch
-                with Image.open(source(path), formats=FORMATS) as image:
-                    return _rgb(image)
-        except (MemoryError, UserError):
-            raise  # says nothing about the file
-        except Exception as reason:  # a damaged file raises nearly any exception there is
-            problem = _words(reason)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata and large sizes: they would warn anew in every epoch
+            with Image.open(path, formats=FORMATS) as image:
+                return _rgb(image)
+    except MemoryError:
+        raise  # says nothing about the file
+    except Exception as reason:  # a damaged file raises nearly any exception there is
+        problem = str(reason) or type(reason).__name__
+        if isinstance(reason, UnidentifiedImageError):
+            problem = "no known image format"
     raise UserError(f"{path}: not a readable picture ({problem}); replace or remove it")
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    limit = _most_megapixels()
-    if image.width * image.height > limit * 1e6:
-        text = f"{image.width:,} x {image.height:,} pixels, more than {limit:g} million"
-        raise ValueError(f"{text}: save it smaller, or set MAX_MEGAPIXELS in the environment")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "RGB" and not image.has_transparency_data:
         image.load()
@@ -106,39 +96,6 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
-
-
-def _most_megapixels() -> float:
-    wished = os.environ.get("MAX_MEGAPIXELS", "")
-    if wished and not wished.isdecimal():
-        raise UserError(f"MAX_MEGAPIXELS={wished}: must be a whole number of million pixels")
-    return float(wished or MAX_MEGAPIXELS)
-
-
-def _png_without_metadata(path) -> io.BytesIO:
-    """The chunks of a PNG that hold its pixels; another file as it is.
-
-    A chunk is its length (4 bytes), its name (4), its content and a checksum (4).
-    """
-    content = Path(path).read_bytes()
-    if not content.startswith(_PNG_START):
-        return io.BytesIO(content)
-    kept, at = [_PNG_START], len(_PNG_START)
-    while at < len(content):
-        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
-        if content[at + 4 : at + 8] in _PNG_PIXELS:
-            kept.append(content[at:end])
-        at = end
-    return io.BytesIO(b"".join(kept))
-
-
-def _words(reason: Exception) -> str:
-    """A reason without the path, which Pillow repeats, on one line."""
-    if isinstance(reason, UnidentifiedImageError):
-        return "no known image format"
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
-    return (str(reason)[:200] or type(reason).__name__).splitlines()[0]
 
 
 # ---- many pictures

@@ -56,9 +56,6 @@ class Preparation:
 
     def split(self, files: ImageFiles) -> ImageFiles:
         """`files` prepared this way for `reproduce.evaluate.evaluate`."""
-        whole = self.resize.side(self.image_size) == self.image_size and not self.resize.keep_ratio
-        if whole and self.resize.resample == "bilinear":
-            return files
         return ImageFiles(files.paths, files.labels, self.decoded)
 
 

@@ -170,7 +170,7 @@ def test_a_file_is_downloaded_whole_and_nothing_else_is_left(server, tmp_path, c
     assert names(path.parent) == [NAME]
     assert server.ranges() == [None]
     first, last = capfd.readouterr().err.splitlines()
-    assert "downloading 300,000 bytes" in first and server.url in first
+    assert "downloading from byte 0 of 300,000" in first and server.url in first
     assert "complete, 300,000 bytes" in last and "md5 checked" in last
 
 
@@ -234,7 +234,7 @@ def test_a_connection_may_break_any_number_of_times_while_it_gets_on(server, tmp
 
 def test_a_server_that_never_gets_further_is_given_up(server, tmp_path):
     server.default = {"cut": 1000, "ranges": False}
-    with pytest.raises(UserError, match=r"cannot get .*by hand.*1,000 bytes are kept"):
+    with pytest.raises(UserError, match=r"cannot get .*1,000 bytes are kept.*by hand"):
         fetch(server.url, tmp_path / NAME, md5=MD5)
     assert len(server.requests) == 4  # the first and one after each pause
     assert not (tmp_path / NAME).exists()
@@ -276,7 +276,7 @@ def test_an_unreachable_host_is_named_at_once_with_what_to_do(tmp_path, capfd):
             fetch(f"http://{host}/{NAME}", tmp_path / NAME)
     message = str(error.value)
     assert message.startswith(f"cannot get http://{host}/{NAME}: ") and "refused" in message and "\n" not in message
-    assert "object at" not in message and f"download it by hand to {tmp_path / NAME}" in message
+    assert "object at" not in message and message.endswith(f"download it by hand to {tmp_path / NAME}")
     assert "next try" not in capfd.readouterr().err and names(tmp_path) == []
 
 
@@ -313,7 +313,7 @@ def leave_part(server, path, count):
     server.plan = [{"cut": count}, {"status": 404}]
     with pytest.raises(UserError):
         fetch(server.url, path, md5=MD5)
-    assert names(path.parent) == [f"{NAME}.part", f"{NAME}.part.version"]
+    assert names(path.parent) == [f"{NAME}.part", f"{NAME}.version"]
     server.plan, server.requests = [], []
 
 
@@ -326,13 +326,13 @@ def test_a_later_run_continues(server, tmp_path, version, capfd):
     assert (tmp_path / NAME).stat().st_ino == inode  # renamed: a copy could be seen half-written
     assert (tmp_path / NAME).read_bytes() == BODY and names(tmp_path) == [NAME]
     assert server.ranges() == ["bytes=100000-"] and server.requests[0]["If-Range"] == version
-    assert "continues at 100,000 of 300,000 bytes" in capfd.readouterr().err
+    assert "downloading from byte 100,000 of 300,000" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("note", [None, "", '"v0"'])
 def test_without_a_right_note_a_run_starts_over(server, tmp_path, note):
     leave_part(server, tmp_path / NAME, 100_000)
-    note_path = tmp_path / f"{NAME}.part.version"
+    note_path = tmp_path / f"{NAME}.version"
     note_path.unlink() if note is None else note_path.write_text(note)
     fetch(server.url, tmp_path / NAME)
     assert (tmp_path / NAME).read_bytes() == BODY and names(tmp_path) == [NAME]
@@ -400,7 +400,7 @@ def test_a_killed_download_leaves_its_part_and_is_continued(server, tmp_path, nu
     wait_for(lambda: part.exists() and part.stat().st_size == 100_000)
     os.kill(process.pid, number)
     assert ended(process) != 0
-    assert set(names(folder)) - {f"{NAME}.lock"} == {f"{NAME}.part", f"{NAME}.part.version"}
+    assert set(names(folder)) - {f"{NAME}.lock"} == {f"{NAME}.part", f"{NAME}.version"}
     fetch(server.url, folder / NAME, md5=MD5)
     assert server.ranges() == [None, "bytes=100000-"]
     assert (folder / NAME).read_bytes() == BODY and names(folder) == [NAME]

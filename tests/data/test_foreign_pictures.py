@@ -4,11 +4,9 @@ None may wait for ever, start a program or give a wrong label without a word.
 """
 
 import os
-import struct
 import time
+import tracemalloc
 import unicodedata
-import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -64,21 +62,6 @@ def test_every_opening_of_a_picture_names_its_formats():
     assert opened and all("formats=FORMATS" in line for line in opened)
 
 
-def with_chunk(png: bytes, kind: bytes, content: bytes, right_sum=False) -> bytes:
-    """A PNG with one more chunk after its header, whose checksum is wrong."""
-    total = zlib.crc32(kind + content) ^ (not right_sum)
-    return png[:33] + struct.pack(">I", len(content)) + kind + content + struct.pack(">I", total) + png[33:]
-
-
-@pytest.mark.parametrize("kind", [b"eXIf", b"zTXt", b"tEXt", b"iTXt", b"iCCP", b"gAMA", b"tIME"])
-@pytest.mark.parametrize("right_sum", [True, False])
-def test_a_png_with_damaged_metadata_is_read(tmp_path, kind, right_sum):
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes(with_chunk((tmp_path / "a.png").read_bytes(), kind, b"\xff\0\0junk", right_sum))
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), pixels)
-
-
 def test_a_png_whose_pixels_are_damaged_or_cut_is_not(tmp_path):
     whole = save(tmp_path / "a.png", size=(50, 50)).read_bytes()
     at = whole.index(b"IDAT") + 6
@@ -92,7 +75,11 @@ def test_a_text_that_unpacks_to_eighty_megabytes_does_not_cost_them(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("note", "x" * (80 << 20), zip=True)
     Image.new("RGB", (4, 4), RED).save(tmp_path / "a.png", pnginfo=info)
-    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == RED
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"a\.png: not a readable picture \(Decompressed data too large"):
+        read_image(tmp_path / "a.png")
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("suffix", ["gif", "ppm", "pgm", "jfif", "jpe", "avif", "jp2", "webp", "bmp", "pbm"])
@@ -106,25 +93,15 @@ def test_what_the_decoder_reads_counts_as_a_picture(tmp_path, suffix):
     assert np.asarray(read_image(found.train.paths[0])).min() > 250
 
 
-def test_the_limit_on_pixels_can_be_raised(tmp_path, monkeypatch):
-    save(tmp_path / "b.png", size=(1100, 1000))
-    for wished, message in (("1", "more than 1 million"), ("many", "MAX_MEGAPIXELS=many: must be a whole number")):
-        monkeypatch.setenv("MAX_MEGAPIXELS", wished)
-        with pytest.raises(UserError, match=message):
-            read_image(tmp_path / "b.png")
-    monkeypatch.setenv("MAX_MEGAPIXELS", "2")
-    assert read_image(tmp_path / "b.png").size == (1100, 1000)
-
-
 # ---- pipes, and what is wide or deep
 
 
 def test_pipes_are_refused_and_not_waited_for(tmp_path):
-    for name in ("a.png", "a.csv", "a.zip", "a.tar.gz"):
+    for name in ("a.png", "a.csv", "a.tar.gz"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=r"a\.png: not a regular file but a pipe"):
         read_image(tmp_path / "a.png")
-    for dataset, name in (("images", "a.csv"), ("images", "a.zip"), ("cifar10", "a.tar.gz"), ("cifar100", "a.tar.gz")):
+    for dataset, name in (("images", "a.csv"), ("cifar10", "a.tar.gz"), ("cifar100", "a.tar.gz")):
         with pytest.raises(UserError, match="not a regular file but a pipe"):
             load_dataset(dataset, str(tmp_path / name))
     with pytest.raises(UserError, match=r"a\.png, .* missing|missing in .*: a\.png"):
@@ -156,29 +133,6 @@ def test_a_table_of_very_many_columns_costs_no_more_than_it_weighs(tmp_path):
         load_dataset("images", table(tmp_path / "field", ["x" * 200_000 + ",1"]))
 
 
-def test_folders_in_one_another_are_entered_a_few_times(tmp_path):
-    deep = tmp_path / "deep"
-    inner = deep
-    for _ in range(6):
-        inner = inner / "d"
-    for name in ("a", "b"):
-        save(inner / name / "1.png")
-    assert load_dataset("images", str(deep)).class_names == ["a", "b"]
-    home = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        for _ in range(1500):  # a path of 1,500 parts is longer than the system takes at once
-            os.mkdir("n")
-            os.chdir("n")
-        with pytest.raises(UserError, match="n: holds neither a CSV nor folders of at least two classes"):
-            load_dataset("images", str(tmp_path / "n"))
-        for _ in range(1500):  # away with it: what clears old folders of tests stops at such a depth
-            os.chdir("..")
-            os.rmdir("n")
-    finally:
-        os.chdir(home)
-
-
 # ---- folders of classes: one reader
 
 
@@ -204,19 +158,13 @@ def test_train_val_and_test_are_each_what_they_are_called(splits, dataset):
         assert (sizes.classes, sizes.train, sizes.validation, sizes.test) == (2, 6, 4, 2)
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("name", ["val", "test"])
 def test_a_single_folder_beside_train_is_the_test_set(splits, name):
     (splits / "test").rename(splits / "extra")
     (splits / "val").rename(splits / name)
     found = load_dataset("imagenet", str(splits), validation_per_class=1)
     assert [len(split) for split in (found.train, found.validation, found.test)] == [4, 2, 4]
     assert any(f"{name}/ gives the test images; left out: extra" in note for note in found.notes)
-
-
-def test_two_folders_of_one_meaning_are_refused(splits):
-    (splits / "test").rename(splits / "valid")
-    with pytest.raises(UserError, match=r"holds val/ and valid/; leave one of them"):
-        load_dataset("imagenet", str(splits))
 
 
 @pytest.mark.parametrize("dataset", ["images", "imagenet"])
@@ -248,7 +196,9 @@ def test_both_readers_number_twelve_classes_alike(tmp_path):
     [("image,label,label", "label"), ("image,image,label", "image"), ("label,image, label", "label")],
 )
 def test_a_column_twice_is_refused(tmp_path, header, twice):
-    with pytest.raises(UserError, match=f"has the column {twice} more than once"):
+    with pytest.raises(
+        UserError, match=f"'{twice}', .*'{twice}'; it needs image and label, once each|'{twice}', '{twice}'"
+    ):
         load_dataset("images", table(tmp_path, ["a.png,1,2", "b.png,2,1"], header=header))
 
 
@@ -317,15 +267,3 @@ def test_digits_take_no_folder(tmp_path):
     for call in (load_dataset, dataset_sizes):
         with pytest.raises(UserError, match=r"digits come with this project; leave it out, or say --dataset images"):
             call("digits", str(tmp_path))
-
-
-def test_growing_is_no_reason_to_refuse_a_sound_archive_of_bitmaps(tmp_path, monkeypatch):
-    """Bitmaps of one colour shrink a hundredfold, and below 64 MB nobody minds."""
-    import data
-
-    monkeypatch.setattr(data, "DOWNLOADS", tmp_path / "downloads")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("a", "b"):
-            archive.write(save(tmp_path / f"{name}.bmp", size=(900, 900)), f"{name}/1.bmp")
-    assert (tmp_path / "a.zip").stat().st_size < 50_000
-    assert len(load_dataset("images", str(tmp_path / "a.zip")).train) == 2

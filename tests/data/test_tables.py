@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import zipfile
 
 import numpy as np
 import paddle
@@ -18,14 +17,6 @@ from data.split import held_out_of
 
 PHOTOS = SHARED / "growth_stages"
 COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
-
-
-@pytest.fixture
-def downloads(tmp_path, monkeypatch):
-    """data/downloads of this test alone."""
-    folder = tmp_path / "downloads"
-    monkeypatch.setattr(data, "DOWNLOADS", folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +48,6 @@ def make_class_folders(folder, count=5):
         for i in range(count):
             Image.new("RGB", (10, 10), colour).save(folder / name / f"{i}.png")
     return folder
-
-
-def pack(folder, archive, top=""):
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as content:
-        for path in sorted(folder.rglob("*")):
-            content.write(path, os.path.join(top, path.relative_to(folder)))
-    return archive
 
 
 def load(folder, **options):
@@ -129,19 +113,11 @@ def test_a_broken_picture_is_named_and_left_out_and_moves_no_other(tmp_path):
 # ---- where tables are found
 
 
-def test_a_table_is_found_in_every_layout(tmp_path, downloads):
+def test_a_table_is_found_in_every_layout(tmp_path):
     flat = make_table(tmp_path / "flat", below=".")
-    below = make_table(tmp_path / "below" / "img", below="imgV")  # the blog: img/df_all.csv, img/imgV/*
+    below = make_table(tmp_path / "below", below="imgV")  # the blog: img/df_all.csv, img/imgV/*
     (below / "notes").mkdir()
-    places = [
-        flat,
-        flat / "df_all.csv",
-        below,
-        below.parent,
-        pack(flat, tmp_path / "a.ZIP"),
-        pack(below, tmp_path / "b.zip"),
-    ]
-    splits = [load(place) for place in places]
+    splits = [load(place) for place in (flat, flat / "df_all.csv", below, below / "df_all.csv")]
     for found in splits:
         assert found.class_names == ["blue", "green", "red"]
         assert names(found.validation) == names(splits[0].validation) and len(found.train) == 38
@@ -153,17 +129,15 @@ def test_a_table_is_found_in_every_layout(tmp_path, downloads):
     assert any("42 pictures in imgV/" in note for note in splits[2].notes)
 
 
-def test_class_folders_plain_and_packed(tmp_path, downloads):
+def test_class_folders(tmp_path):
     folder = make_class_folders(tmp_path / "set")
     for name in (".DS_Store", "readme.txt"):
         (folder / "red" / name).write_text("x")
     (folder / "__MACOSX").mkdir()
-    for place in (folder, tmp_path, pack(folder, tmp_path / "packed.zip", top="set")):
-        found = load(place)
-        assert found.class_names == ["blue", "green", "red"]
-        assert (len(found.train), len(found.validation)) == (12, 3)
-        assert any("1 entries of the class folders are no image files, red/readme.txt" in n for n in found.notes)
-        (folder / "red" / "readme.txt").touch()
+    found = load(folder)
+    assert found.class_names == ["blue", "green", "red"]
+    assert (len(found.train), len(found.validation)) == (12, 3)
+    assert any("1 entries of the class folders are no image files, red/readme.txt" in n for n in found.notes)
 
 
 def test_labels_become_numbers_in_order_of_value_or_name(tmp_path):
@@ -185,18 +159,6 @@ def test_chinese_tables(tmp_path, encoding, notes):
     found = load(folder)
     assert found.class_names == ["发芽期", "幼苗期"]
     assert [n for n in found.notes if "UTF-8" in n] == ["df_all.csv is not in UTF-8; it was read as GBK"] * notes
-
-
-def test_a_zip_with_unmarked_chinese_names(tmp_path, downloads):
-    """As Windows in China packs: GBK bytes without the UTF-8 mark, which zipfile reads as code page 437."""
-    make_class_folders(tmp_path / "set")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as content:
-        for i, path in enumerate(sorted((tmp_path / "set").rglob("*.png"))):
-            info = zipfile.ZipInfo(f"X{'AB'[i % 2]}/{i}.png")
-            content.writestr(info, path.read_bytes())
-    raw = (tmp_path / "a.zip").read_bytes()
-    (tmp_path / "a.zip").write_bytes(raw.replace(b"XA/", "苗/".encode("gbk")).replace(b"XB/", "芽/".encode("gbk")))
-    assert load(tmp_path / "a.zip").class_names == sorted(["苗", "芽"])
 
 
 def test_a_table_of_paths_anywhere_and_repeated_rows(tmp_path):
@@ -347,16 +309,10 @@ def test_one_pixel_is_a_picture(tmp_path):
 
 def test_a_picture_of_20_000_by_20_000_is_refused_and_named(tmp_path):
     folder = make_table(tmp_path / "t")
-    huge = folder / "img" / "red00.png"
-    Image.new("1", (20_000, 20_000)).save(huge)  # a real one: 50 kB of PNG
+    Image.new("1", (20_000, 20_000)).save(folder / "img" / "red00.png")  # a real one: 50 kB of PNG
     found = load(folder)
     assert any("1 of 42 pictures cannot be read" in note for note in found.notes)
-    assert any(
-        "red00.png: not a readable picture (20,000 x 20,000 pixels, more than 100 million" in note
-        for note in found.notes
-    )
-    with pytest.raises(UserError, match=r"red00\.png: .*more than 100 million: .*MAX_MEGAPIXELS"):
-        load(folder, strict=True)
+    assert any("red00.png: not a readable picture (Image size (400000000 pixels) exceeds" in n for n in found.notes)
 
 
 def test_large_pictures_and_odd_metadata_are_read_without_warnings(tmp_path, recwarn):
@@ -415,7 +371,6 @@ def bad_tables():
     def three_tables(folder):
         for name in ("a.csv", "b.csv"):
             shutil.copy(folder / "df_all.csv", folder / name)
-        (folder / "df_all.csv").unlink()
 
     def broken_class(folder):
         for path in (folder / "img").glob("blue*"):
@@ -426,9 +381,8 @@ def bad_tables():
             edited("x.png,0", header="file,class"),
             "has the columns 'file', 'class'; it needs image and",
         ),
-        "twice": (edited("x.png,0,1", header="image,label,label "), "has the column label more than once"),
         "semicolons": (edited("x.png;0", header="image;label"), "columns 'image;label'; .*separated by commas"),
-        "no bytes": (raw(b""), "empty; it needs the columns"),
+        "no bytes": (raw(b""), "the columns of an empty file; it needs image and label"),
         "no rows": (edited(), "has a header and no rows"),
         "surplus fields": (edited("red00.png,1,x", "red01.png,2,x"), "line 2 has 3 fields, the header 2; put names"),
         "surplus field": (edited("red00.png,1", "red01.png,2,x"), "line 3 has 3 fields, the header 2"),
@@ -447,13 +401,13 @@ def bad_tables():
             removed("red00.png", "red01.png"),
             r"2 of 42 listed pictures are missing in .*img: red00\.png, red",
         ),
-        "all missing": (edited("x.png,1", "y.png,2"), "2 of 2 listed pictures are missing in .* and its subfolders: x"),
+        "all missing": (edited("x.png,1", "y.png,2"), "2 of 2 listed pictures are missing in .*/t: x"),
         "two labels": (
             edited("red00.png,1", "red01.png,2", "./red00.png,2"),
             r"red00\.png has the labels 1 and 2 \(line 4\)",
         ),
-        "two folders": (second_copy, "img/ and thumbs/ each hold all 42 pictures"),
-        "two tables": (three_tables, r"holds 2 CSV files \(a\.csv, b\.csv\) and none is called df_all\.csv"),
+        "two folders": (second_copy, "img/ and thumbs/ both hold pictures of these names; write the"),
+        "two tables": (three_tables, r"holds 3 CSV files \(a\.csv, b\.csv, df_all\.csv\); give the path"),
         "single picture": (edited("red00.png,1", "red01.png,2", "red02.png,2"), "class 1 has 1 training images, fewer"),
         "class of broken ones": (broken_class, r"class 'blue' has no picture that can be read: .*blue00\.png"),
     }
@@ -469,23 +423,21 @@ def test_tables_that_cannot_be_used(case, tmp_path):
     assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_places_that_are_no_table(tmp_path, downloads):
-    with pytest.raises(UserError, match=r"none: no such file or folder; --data_dir takes a folder with a CSV"):
-        load(tmp_path / "none")
-    with pytest.raises(UserError, match=r"downloads/growth_stages: no such file or folder"):
+def test_places_that_are_no_table(tmp_path, monkeypatch):
+    for name in ("a.txt", "a.zip"):
+        (tmp_path / name).write_text("x")
+    for name in ("a.txt", "a.zip", "none"):
+        with pytest.raises(UserError, match=rf"{name}: no folder and no \.csv file \(unpack .*--data_dir takes a CSV"):
+            load(tmp_path / name)
+    monkeypatch.setattr(data, "DOWNLOADS", tmp_path / "downloads")
+    with pytest.raises(UserError, match=r"downloads/growth_stages: no folder and no"):
         load_dataset("growth_stages")
-    (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"a\.txt: neither a folder nor a \.csv or \.zip file"):
-        load(tmp_path / "a.txt")
-    make_class_folders(tmp_path / "one" / "train")
-    shutil.rmtree(tmp_path / "one" / "train" / "red")
-    shutil.rmtree(tmp_path / "one" / "train" / "green")
-    with pytest.raises(UserError, match="blue: holds neither a CSV nor folders of at least two classes"):
+    with pytest.raises(UserError, match=r"none\.csv: no such file"):
+        load(tmp_path / "none.csv")
+    make_class_folders(tmp_path / "one" / "more")
+    Image.new("RGB", (5, 5)).save(tmp_path / "one" / "single.png")
+    with pytest.raises(UserError, match="one: holds neither a CSV nor folders of at least two classes"):
         load(tmp_path / "one")
-    make_class_folders(tmp_path / "beside" / "more")
-    Image.new("RGB", (5, 5)).save(tmp_path / "beside" / "single.png")
-    with pytest.raises(UserError, match="beside: holds neither a CSV nor folders of at least two classes"):
-        load(tmp_path / "beside")
 
 
 def test_options_that_contradict_the_data(tmp_path):
@@ -498,14 +450,6 @@ def test_options_that_contradict_the_data(tmp_path):
         load(folder, validation_share=1.0)
     with pytest.raises(UserError, match="class blue has 10 training images, fewer than 4 to hold out"):
         load(folder, validation_share=0.4, train_per_class=7)
-
-
-@pytest.mark.parametrize("name", ["../../../elsewhere.png", "img/../../elsewhere.png", "/elsewhere.png"])
-def test_a_table_in_a_zip_reads_no_pictures_from_elsewhere(tmp_path, downloads, name):
-    folder = make_table(tmp_path / "t")
-    write_csv(folder, ["red00.png,1", f"{name},2"])
-    with pytest.raises(UserError, match=r"image .*elsewhere\.png leads out of .*downloads"):
-        load(pack(folder, tmp_path / "a.zip"))
 
 
 def test_training_can_use_the_pictures_on_the_device(photos):
