@@ -1,7 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the official archive or the folder in it, checked by content."""
 
 import hashlib
-import io
+import os
+import shutil
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 
 from common.atomic import require_file
 from common.errors import UserError
+from common.lock import locked
 from common.safe_pickle import load_pickle
-from data.download import fetch, wrong_md5
+from data.download import fetch, say, wrong_md5
 from data.in_memory import InMemory
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
@@ -70,18 +72,19 @@ def load(name: str, data_dir: Path, download: bool):
     first when `download` is set. Raises UserError when neither is there or the content is not the official one.
     """
     source = _SOURCES[name]
-    place = _find(data_dir, source)
+    folder = place = _find(data_dir, source)
     if not place.is_dir():
         if download:
             fetch(_HOST + source.archive, place, md5=source.md5)
         else:
             _check_own_archive(place, source)
-    contents = _contents(place, source)
-    train, test = (_split(place, contents, split, source) for split in ("train", "test"))
-    names = _class_names(place / source.meta, contents[source.meta], source.names_key)
+        folder = place.with_name(source.folder)
+        _unpack(place, folder)
+    train, test = (_read_split(folder, split, source) for split in ("train", "test"))
+    names = _class_names(folder / source.meta, source.names_key)
     found = np.concatenate([train.labels, test.labels])
     if not 0 <= found.min() <= found.max() < len(names):
-        text = f"{place}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
+        text = f"{folder}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
         raise UserError(f"{text}; delete it and extract the official archive again")
     return train, test, names
 
@@ -105,23 +108,29 @@ def _check_own_archive(archive: Path, source: _Source) -> None:
         raise UserError(f"{archive}: {problem}; {advice}")
 
 
-def _contents(place: Path, source: _Source) -> dict[str, bytes]:
-    """The pickles of a folder, or of an archive whose MD5 is right, by name."""
-    if not place.is_dir():
-        with tarfile.open(place, "r:gz") as tar:  # in the order in which they are packed: going back takes seconds
-            return {Path(member.name).name: tar.extractfile(member).read() for member in tar if member.isfile()}
-    contents = {}
-    for name in (*source.splits["train"], *source.splits["test"], source.meta):
-        require_file(place / name)
-        contents[name] = (place / name).read_bytes()
-    return contents
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack an archive whose MD5 is right to the `folder` of the name that it holds, whole or not at all."""
+    part = folder.with_name(f"{folder.name}.part")
+    try:
+        with locked(f"{folder}.lock", lambda holder: say(f"{archive}: waiting for {holder}, which unpacks it")):
+            if folder.is_dir():  # another process has done it meanwhile
+                return
+            shutil.rmtree(part, ignore_errors=True)  # what a stopped run left
+            with tarfile.open(archive, "r:gz") as tar:
+                tar.extractall(part, filter="data")
+            os.sync()  # no folder of that name before its files are on the disk
+            os.rename(part / folder.name, folder)
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        problem = f"{error.filename or folder.parent}: {error.strerror}"
+        raise UserError(f"{archive}: cannot be unpacked ({problem}); correct that and run the same command") from None
 
 
-def _split(place: Path, contents: dict[str, bytes], split: str, source: _Source) -> InMemory:
+def _read_split(folder: Path, split: str, source: _Source) -> InMemory:
     pixels, labels = [], []
     for part in source.splits[split]:
-        path = place / part
-        rows, *keys = _entries(path, contents[part], b"data", *source.label_keys)
+        path = folder / part
+        rows, *keys = _entries(path, b"data", *source.label_keys)
         try:
             numbers = np.asarray(keys).T  # (images, kinds of label)
         except (ValueError, OverflowError):  # lists of different lengths
@@ -136,13 +145,13 @@ def _split(place: Path, contents: dict[str, bytes], split: str, source: _Source)
     # the layout of cifar-100-binary: label bytes, then the pixels, image after image
     found = hashlib.sha1(np.concatenate([labels.astype(np.uint8), pixels], axis=1)).hexdigest()
     if expected not in (None, found):
-        text = f"{place}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
+        text = f"{folder}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
         raise UserError(f"{text}, expected {expected}); delete the folder and extract the official archive again")
     return InMemory(pixels.reshape(-1, 3, 32, 32), labels[:, -1].astype(np.int64))
 
 
-def _class_names(path: Path, content: bytes, key: bytes) -> list[str]:
-    (names,) = _entries(path, content, key)
+def _class_names(path: Path, key: bytes) -> list[str]:
+    (names,) = _entries(path, key)
     try:
         names = [name if isinstance(name, str) else bytes.decode(name) for name in names]
     except (TypeError, UnicodeDecodeError):
@@ -152,10 +161,12 @@ def _class_names(path: Path, content: bytes, key: bytes) -> list[str]:
     return names
 
 
-def _entries(path: Path, content: bytes, *keys: bytes) -> list:
+def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
-    found = load_pickle(io.BytesIO(content), str(path), encoding="bytes")
+    require_file(path)
+    with open(path, "rb") as file:
+        content = load_pickle(file, str(path), encoding="bytes")
     for key in keys:
-        if not isinstance(found, dict) or key not in found:
+        if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path}: not a CIFAR batch (no entry {key.decode()}); extract the official archive again")
-    return [found[key] for key in keys]
+    return [content[key] for key in keys]

@@ -1,7 +1,11 @@
 import dataclasses
 import hashlib
+import multiprocessing
+import os
 import pickle
+import resource
 import shutil
+import signal
 import tarfile
 
 import numpy as np
@@ -96,20 +100,60 @@ def test_pickles_of_python_2_are_read_as_those_of_python_3(tmp_path):
     assert two.class_names == three.class_names
 
 
-def test_cifar10_folder_and_archive_give_the_same_images(tmp_path, monkeypatch):
-    folder = fake_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+@pytest.fixture
+def packed_cifar10(tmp_path, monkeypatch):
+    """An archive of `fake_cifar10` that passes for the official one, in a folder of its own."""
     archive = tmp_path / "packed" / "cifar-10-python.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, "cifar-10-batches-py")
-    with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz: its md5 is"):  # it is not the official archive
-        load_dataset("cifar10", str(archive.parent))
+        tar.add(fake_cifar10(tmp_path / "made" / "cifar-10-batches-py"), "cifar-10-batches-py")
     own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
-    one, two = load_dataset("cifar10", str(archive.parent)), load_dataset("cifar10", str(folder))
-    assert len(one.train) == 100 and one.train.images.shape == (100, 3, 32, 32)
-    np.testing.assert_array_equal(one.train.images, two.train.images)
-    np.testing.assert_array_equal(one.test.labels, np.arange(20) % 10)
+    monkeypatch.setattr(os, "sync", lambda: None)  # which waits for all that others write
+    return archive
+
+
+def test_cifar10_folder_and_archive_give_the_same_images(packed_cifar10, tmp_path):
+    made = load_dataset("cifar10", str(tmp_path / "made"))
+    itself = shutil.copy(packed_cifar10, tmp_path / "mine.tgz")
+    for place in (packed_cifar10.parent, packed_cifar10.parent, itself):
+        found = load_dataset("cifar10", str(place))
+        assert len(found.train) == 100 and found.train.images.shape == (100, 3, 32, 32)
+        np.testing.assert_array_equal(found.train.images, made.train.images)
+        np.testing.assert_array_equal(found.test.labels, np.arange(20) % 10)
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.lock"))
+
+
+def test_a_killed_extraction_leaves_nothing_at_the_final_place_and_is_repeated(packed_cifar10):
+    def unpack(rename=os.rename):
+        os.rename = rename
+        load_dataset("cifar10", str(packed_cifar10))
+
+    def ended(*arguments):
+        children = [multiprocessing.get_context("fork").Process(target=unpack, args=each) for each in arguments]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(60)
+        return [child.exitcode for child in children]
+
+    folder = packed_cifar10.parent / "cifar-10-batches-py"
+    assert ended([lambda *_: os.kill(os.getpid(), signal.SIGKILL)]) == [-signal.SIGKILL]
+    assert not folder.exists() and folder.with_name("cifar-10-batches-py.part").exists()
+    assert ended([], [], []) == [0, 0, 0]
+    assert sorted(os.listdir(packed_cifar10.parent)) == [folder.name, packed_cifar10.name]
+
+
+def test_an_extraction_without_room_leaves_nothing_at_the_final_place(packed_cifar10):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"python\.tar\.gz: cannot be unpacked .*File too large.*run the same"):
+            load_dataset("cifar10", str(packed_cifar10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (packed_cifar10.parent / "cifar-10-batches-py").exists()
+    assert len(load_dataset("cifar10", str(packed_cifar10)).train) == 100
 
 
 def test_cifar_data_that_cannot_be_used(tmp_path):
@@ -122,19 +166,14 @@ def test_cifar_data_that_cannot_be_used(tmp_path):
         load_dataset("cifar100", str(tmp_path))
 
 
-def test_an_archive_may_be_named_itself(tmp_path, monkeypatch):
-    folder = fake_cifar10(tmp_path / "made" / "cifar-10-batches-py")
+def test_an_archive_that_is_named_itself_is_checked(tmp_path):
     archive = tmp_path / "mine.tar.gz"
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, "cifar-10-batches-py")
+    archive.write_bytes(b"another one")
     with pytest.raises(
         UserError, match=r"mine\.tar\.gz: its md5 is .*; get it from https.*leave out --data_dir"
     ) as error:
         load_dataset("cifar10", str(archive))
     assert "run the same command" not in str(error.value)  # with --data_dir nothing is downloaded
-    own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
-    monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
-    assert len(load_dataset("cifar10", str(archive)).train) == 100
     assert data.dataset_files("cifar10", str(archive)) == {archive: cifar._HOST + "cifar-10-python.tar.gz"}
     with pytest.raises(UserError, match=r"holds neither cifar-10-batches-py/ nor none\.tgz; get it from"):
         load_dataset("cifar10", str(tmp_path / "none.tgz"))
