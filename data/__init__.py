@@ -10,7 +10,7 @@ from common.errors import UserError, near, printable
 from data import cifar, digits, tables
 from data.folders import ImageFiles
 from data.in_memory import InMemory
-from data.split import split_indices
+from data.sampling import split_indices
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
@@ -74,7 +74,7 @@ def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
         return {}
     if name in FROM_FILES:
         return {_place(name, data_dir): ""}
-    return cifar.files(name, Path(data_dir or DOWNLOADS))
+    return {cifar.folder(name, Path(data_dir or DOWNLOADS)): cifar.url(name)}
 
 
 def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
@@ -97,16 +97,14 @@ def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers
     """Load a data set by name.
 
     Args:
-        name: cifar10, cifar100, digits; imagenet (folders), growth_stages (4 classes) or images (any), see `tables`.
-        data_dir: the data: `tables.EXPECTED`, or CIFAR's folder or .tar.gz; "" means data/downloads, where CIFAR is
-            downloaded when it is missing.
-        strict: a picture file that cannot be read is an error; otherwise it is left out, with a note. (Of more than
+        name: cifar10, cifar100, digits, or pictures in files: imagenet, growth_stages (4 classes), images (any).
+        data_dir: `tables.EXPECTED`, or CIFAR's folder; "" means data/downloads, where CIFAR is fetched when missing.
+        strict: a picture that cannot be read is an error; otherwise it is left out, with a note. (Of more than
             CHECKED_AT_MOST pictures it is an error when it is read.)
         workers: processes that decode each picture once to find those; 0 = none.
-        choice: which images are kept and held out; see `split.split_indices`.
+        choice: which images are kept and held out; see `split_indices`.
 
-    Raises:
-        UserError: unknown name, data missing or damaged, more images asked for than there are.
+    Raises UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
     _check_name(name, data_dir)
     if name in FROM_FILES:
@@ -150,12 +148,10 @@ def _from_tables(name, parts, **choice) -> DataSet:
     notes = [printable(note) for each in parts.values() for note in each.notes]
     train, validation = files["train"].subset(kept), files.get("validation", files["train"].subset(held_out))
     test, test_is = files.get("test"), "test"
-    if test is None and len(validation):
-        test, test_is = validation, "validation"
-        notes.append("there are no test images: what is called test below is the validation images")
-    elif test is None:
-        test, test_is = files["train"], "all"
-        notes.append("there are no test images: what is called test below is all images, those of the training too")
+    if test is None:
+        test, test_is = (validation, "validation") if len(validation) else (files["train"], "all")
+        what = "the validation images" if len(validation) else "all images, those of the training too"
+        notes.append(f"there are no test images: what is called test below is {what}")
     return DataSet(name, train, validation, test, table.class_names, test_is, notes)
 
 

@@ -24,10 +24,9 @@ class Augmentation:
     flip: bool = False  # left-right with probability 1/2; the official R-Drop code has none
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Random numbers for `count` images, float64 (count, 4 * attempts + 1), all uniform in [0, 1).
+        """Uniform random numbers in [0, 1) for the `count` images of a whole batch, float64 (count, 4 * attempts + 1).
 
-        Drawn for a whole batch before it is cut into shards and micro-batches, so that an image is cropped alike
-        wherever it lands.
+        An image is then cropped alike in whatever shard or micro-batch it lands.
         """
         return rng.random((count, 4 * _ATTEMPTS + 1))
 
@@ -55,11 +54,8 @@ class Augmentation:
     def _centre_box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The largest centred crop whose aspect ratio is allowed (torchvision's fall-back)."""
         low, high = self.ratio
-        h, w = height, width
-        if width / height < low:
-            h = max(1, round(width / low))
-        elif width / height > high:
-            w = max(1, round(height * high))
+        h = min(height, max(1, round(width / low)))
+        w = min(width, max(1, round(height * high)))
         return (height - h) // 2, (width - w) // 2, h, w
 
     def flips(self, draws: np.ndarray) -> np.ndarray:
@@ -79,10 +75,9 @@ def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None 
         images: uint8 tensor (n, 3, H, W).
         boxes: (n, 4) of (top, left, height, width) in pixels.
         flips: bool (n,), mirrors left-right.
-        scale: a name of SCALES.
+        scale: a name of SCALES, the default of which means (pixel / 255 - 0.5) / 0.5.
 
-    Returns:
-        float32 tensor (n, 3, size, size); by default (pixel / 255 - 0.5) / 0.5.
+    Returns float32 (n, 3, size, size).
     """
     _, _, height, width = images.shape
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size)  # (n, size, H)

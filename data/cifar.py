@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the official archive or the folder in it, checked by content."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the folder of the official Python archive, checked by content."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from common.atomic import require_file
 from common.errors import UserError
 from common.lock import locked
 from common.safe_pickle import load_pickle
-from data.download import fetch, say, wrong_md5
+from data.download import fetch, say
 from data.in_memory import InMemory
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
@@ -60,52 +60,35 @@ _SOURCES = {
 }
 
 
-def files(name: str, data_dir: Path) -> dict[Path, str]:
-    """The folder or archive that `load` reads, and its official address."""
-    return {_find(data_dir, _SOURCES[name]): _HOST + _SOURCES[name].archive}
+def folder(name: str, data_dir: Path) -> Path:
+    """The folder that `load` reads: `data_dir` itself, or the official one in it."""
+    source = _SOURCES[name]
+    return data_dir if (data_dir / source.meta).is_file() else data_dir / source.folder
+
+
+def url(name: str) -> str:
+    return _HOST + _SOURCES[name].archive
 
 
 def load(name: str, data_dir: Path, download: bool):
     """Return (train, test, class_names); images uint8 (N, 3, 32, 32).
 
-    `data_dir` holds the extracted folder (or is it), or the official `.tar.gz` (or is it), which is fetched there
-    first when `download` is set. Raises UserError when neither is there or the content is not the official one.
+    With `download` the official archive is fetched to `data_dir` and unpacked there where its folder is missing.
+    Raises UserError when the folder is missing or its content is not the official one.
     """
-    source = _SOURCES[name]
-    folder = place = _find(data_dir, source)
+    source, place = _SOURCES[name], folder(name, data_dir)
     if not place.is_dir():
-        if download:
-            fetch(_HOST + source.archive, place, md5=source.md5)
-        else:
-            _check_own_archive(place, source)
-        folder = place.with_name(source.folder)
-        _unpack(place, folder)
-    train, test = (_read_split(folder, split, source) for split in ("train", "test"))
-    names = _class_names(folder / source.meta, source.names_key)
+        if not download:
+            advice = f"unpack the official archive ({url(name)}) there, or leave out --data_dir to download it"
+            raise UserError(f"{data_dir}: holds no folder {source.folder}; {advice}")
+        _unpack(fetch(url(name), data_dir / source.archive, md5=source.md5), place)
+    train, test = (_read_split(place, split, source) for split in ("train", "test"))
+    names = _class_names(place / source.meta, source.names_key)
     found = np.concatenate([train.labels, test.labels])
     if not 0 <= found.min() <= found.max() < len(names):
-        text = f"{folder}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
+        text = f"{place}: has labels from {found.min()} to {found.max()} for {len(names)} classes"
         raise UserError(f"{text}; delete it and extract the official archive again")
     return train, test, names
-
-
-def _find(data_dir: Path, source: _Source) -> Path:
-    """The extracted folder that `data_dir` is or holds; without one, the `.tar.gz` that it is or would hold."""
-    for folder in (data_dir, data_dir / source.folder):
-        if (folder / source.meta).is_file():
-            return folder
-    itself = data_dir.name.endswith((".tar.gz", ".tgz")) and not data_dir.is_dir()
-    return data_dir if itself else data_dir / source.archive
-
-
-def _check_own_archive(archive: Path, source: _Source) -> None:
-    """Raise UserError unless the user's own file is the official archive; nothing is downloaded in its place."""
-    advice = f"get it from {_HOST}{source.archive}, or leave out --data_dir to download it"
-    if not archive.exists():
-        raise UserError(f"{archive.parent}: holds neither {source.folder}/ nor {archive.name}; {advice}")
-    require_file(archive)
-    if problem := wrong_md5(archive, source.md5):
-        raise UserError(f"{archive}: {problem}; {advice}")
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -44,19 +44,22 @@ def fetch(url, path, *, md5: str = "") -> Path:
     return path
 
 
-def wrong_md5(path: Path, md5: str) -> str:
-    """What is wrong with the file at `path`, as words; "" when it has the given MD5 (hex; "" = any)."""
+def require_md5(path: Path, md5: str, advice: str) -> None:
+    """Raise UserError, with `advice`, unless `path` is a file of this MD5 (hex; "" = any)."""
+    require_file(path)
     found = file_digest(path, "md5") if md5 else ""
-    return f"its md5 is {found}, expected {md5}" if found != md5 else ""
+    if found != md5:
+        raise UserError(f"{path}: its md5 is {found}, expected {md5}; {advice}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _is_present(path: Path, md5: str) -> bool:
     if not path.exists():
         return False
-    require_file(path)
-    if problem := wrong_md5(path, md5):
-        text = f"{path}: {problem}"
-        raise UserError(f"{text}. Delete it and run the same command again to download it, or put the right file there")
+    require_md5(path, md5, "delete it and run the same command again, which downloads it, or put the right file there")
     return True
 
 
@@ -64,12 +67,12 @@ def _download(url: str, path: Path, md5: str) -> None:
     """Download, verify, rename. The caller holds the lock."""
     part = path.with_name(f"{path.name}.part")
     _receive_all(url, part)
-    problem = wrong_md5(part, md5)
     part.with_suffix(".version").unlink()
-    if problem:
+    try:
+        require_md5(part, md5, f"{url} gave this, and it was removed; try again or put the right file at {path}")
+    except UserError:
         part.unlink()
-        text = f"{url} gave a wrong file, which was removed: {problem}. Run the same command again"
-        raise UserError(f"{text} to start from the beginning, or put the right file at {path}")
+        raise
     flush_to_disk(part)
     os.replace(part, path)
     flush_to_disk(path.parent)
@@ -150,7 +153,3 @@ def _reason(error: Exception) -> str:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

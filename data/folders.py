@@ -43,10 +43,7 @@ class ImageFiles:
 
     def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
-        jobs = (
-            ([self.paths[i] for i in indices], self.labels[indices], draws, image_size, augmentation, self.decode)
-            for indices, draws in requests
-        )
+        jobs = ((self.subset(indices), draws, image_size, augmentation) for indices, draws in requests)
         for pixels, labels in _in_order(_decode, jobs, workers):
             whole = full_boxes(len(pixels), image_size, image_size)
             images = resize_crops(paddle.to_tensor(pixels), whole, image_size, scale=scale)
@@ -84,13 +81,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         image.load()
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):  # "I", 32 bits, is how some formats give 16
-        grey = np.asarray(image).astype(np.int32)
-        if grey.min() < 0 or grey.max() > 65_535:
-            raise ValueError("32-bit grey, whose range is not known: save it with 8 or 16 bits")
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known: save it with 8 or 16 bits")
+    if image.mode[0] in "IF":  # 16 bits, which some formats give as "I", 32 bits
+        grey = np.asarray(image)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65_535:
+            raise ValueError("grey whose range is not known: save it with 8 or 16 bits")
+        return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -148,12 +143,12 @@ def _leave_signals_to_parent() -> None:
     end_with_parent()
 
 
-def _decode(paths, labels, draws, image_size: int, augmentation, decode):
+def _decode(files: ImageFiles, draws, image_size: int, augmentation):
     """Read, crop and resize the pictures of one batch: uint8 (n, 3, image_size, image_size), and their labels."""
-    pixels = np.empty((len(paths), 3, image_size, image_size), np.uint8)
-    for row, path in enumerate(paths):
-        if decode is not None:
-            pixels[row] = decode(path).transpose(2, 0, 1)
+    pixels = np.empty((len(files), 3, image_size, image_size), np.uint8)
+    for row, path in enumerate(files.paths):
+        if files.decode:
+            pixels[row] = files.decode(path).transpose(2, 0, 1)
             continue
         image = read_image(path)
         box, mirror = (0, 0, *image.size), False
@@ -166,4 +161,4 @@ def _decode(paths, labels, draws, image_size: int, augmentation, decode):
         if mirror:
             image = ImageOps.mirror(image)
         pixels[row] = np.asarray(image).transpose(2, 0, 1)
-    return pixels, labels
+    return pixels, files.labels

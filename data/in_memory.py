@@ -24,9 +24,8 @@ class InMemory:
     def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
         """For each (indices, draws) of `requests`, yield (images, labels) on the current device.
 
-        Images are float32 (n, 3, image_size, image_size) with pixels as `augment.SCALES[scale]` says, labels int64
-        (n,). `draws` None gives the whole image resized; otherwise `augmentation` says what the random numbers mean.
-        `workers` has no use here: the batch is prepared on the device.
+        Images are float32 (n, 3, image_size, image_size) with pixels as SCALES[scale] says, labels int64 (n,).
+        `augmentation` says what `draws` mean; None is the whole image. `workers` has no use here.
         """
         _, _, height, width = self.images.shape
         for indices, draws in requests:

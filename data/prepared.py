@@ -65,19 +65,14 @@ def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
-    """How pictures are prepared for a network.
+    """How pictures are prepared for a network that was trained on `dataset`.
 
-    Args:
-        pictures: `Weights.pictures` of `models.weights.model_from_file`: a `scale`, and perhaps a Resize `resize`.
-        dataset: what the network was trained on, which tells how pictures without a `resize` are resized.
-
-    Raises:
-        UserError: a size that leaves no crop.
+    `pictures` is `Weights.pictures` of `models.weights.model_from_file`. Raises UserError: a size that leaves no crop.
     """
     resize = pictures.get("resize", _WHOLE)
     if not image_size <= resize.side(image_size) <= _LARGEST * image_size:
-        text = f"{resize.origin}: resize {resize.pixels}: must be 'whole', or the pixels of the shorter side before the"
-        raise UserError(f"{text} crop to {image_size}, from {image_size} to {_LARGEST * image_size}")
+        text = f"{resize.origin}: resize {resize.pixels}: must be 'whole', or the pixels of the shorter side"
+        raise UserError(f"{text}, from {image_size} to {_LARGEST * image_size}")
     return Preparation(image_size, pictures["scale"], resize, "resize" in pictures or dataset in FROM_FILES)
 
 

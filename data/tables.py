@@ -50,11 +50,11 @@ def read_tables(data_dir) -> dict[str, Table]:
     """
     place = Path(data_dir)
     if place.suffix.lower() == ".csv" and not place.is_dir():
-        return {"train": _read_csv_table(place)}
+        return {"train": _read_csv(place)}
     if not place.is_dir():
         raise UserError(f"{place}: no folder and no .csv file (unpack an archive first); --data_dir takes {EXPECTED}")
     if table := _csv_in(place):
-        return {"train": _read_csv_table(table)}
+        return {"train": _read_csv(table)}
     folders = _split_folders(place)
     if not folders:
         return {"train": _read_class_folders(place)}
@@ -78,37 +78,35 @@ def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
     problems = unreadable(table.paths, workers)
     if not problems:
         return table
-    lines = list(problems.values())
-    summary = f"{len(lines):,} of {len(table.paths):,} pictures cannot be read"
+    summary = f"{len(problems):,} of {len(table.paths):,} pictures cannot be read"
     if strict:
-        raise UserError(f"{lines[0]} ({summary}; without --strict they are left out)")
+        raise UserError(f"{next(iter(problems.values()))} ({summary}; without --strict they are left out)")
     kept = [i for i in range(len(table.paths)) if i not in problems]
     labels = table.labels[kept]
     for label in np.setdiff1d(table.labels, labels):
         first = problems[np.argmax(table.labels == label)]
         raise UserError(f"{table.source}: class {table.class_names[label]!r} has no picture that can be read: {first}")
-    notes = [*table.notes, f"{summary} and are left out (--strict true stops instead)", *lines[:_SHOWN]]
-    if len(lines) > _SHOWN:
-        notes.append(f"... and {len(lines) - _SHOWN:,} more")
     names, paths = [table.names[i] for i in kept], [table.paths[i] for i in kept]
+    notes = [*table.notes, f"{summary} and are left out (--strict true stops instead)"]
+    notes += list(problems.values())[:_SHOWN]
     return dataclasses.replace(table, names=names, paths=paths, labels=labels, notes=notes)
 
 
-def _table(source: Path, pictures: list[tuple[str, str, Path]], within: str = "") -> Table:
+def _table(source: Path, pictures: list[tuple[str, str, Path]]) -> Table:
     """A Table of (name, label, path) in any order."""
-    classes = sorted_classes([label for _, label, _ in pictures])
-    if len(classes) < 2:
-        raise UserError(f"{source}: all {len(pictures)} pictures are of one class, {classes[0]!r}; training needs two")
-    number = {name: i for i, name in enumerate(classes)}
-    names, texts, paths = zip(*sorted(pictures), strict=True)
-    labels = np.array([number[text] for text in texts], np.int64)
+    class_names = sorted_classes([label for _, label, _ in pictures])
+    if len(class_names) < 2:
+        raise UserError(f"{source}: {len(pictures)} pictures of {len(class_names)} classes; training needs two classes")
+    number = {name: i for i, name in enumerate(class_names)}
+    names, labels, paths = zip(*sorted(pictures), strict=True)
+    labels = np.array([number[label] for label in labels], np.int64)
     counts = np.bincount(labels)
-    found = f"{len(names):,} pictures{within} of {len(classes)} classes, {counts.min():,} to {counts.max():,} a class"
+    found = f"{len(names):,} pictures of {len(counts)} classes, {counts.min():,} to {counts.max():,} a class"
     notes = [f"{source}: {found}"]
-    if classes != [str(i) for i in number.values()]:
+    if class_names != [str(i) for i in number.values()]:
         shown = ", ".join(f"{name} = {i}" for name, i in number.items())
         notes.append(f"the labels of {source.name} became class numbers: {shown}")
-    return Table(source, list(names), list(paths), labels, classes, notes)
+    return Table(source, list(names), list(paths), labels, class_names, notes)
 
 
 def sorted_classes(labels: list[str]) -> list[str]:
@@ -188,31 +186,13 @@ def _csv_in(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _read_csv_table(path: Path) -> Table:
-    rows, notes = read_csv(path)
-    folder = _picture_folder(path, list(rows))
-    places = {name: _place(folder, name) for name in rows}
-    missing = [name for name, place in places.items() if place is None]
-    if missing:
-        text = f"{path}: {len(missing):,} of {len(rows):,} listed pictures are missing in {folder}"
-        raise UserError(f"{text}: {', '.join(missing[:3])}; put them there or take their rows out")
-    inside = f" in {folder.name}/" if folder != path.parent else ""
-    table = _table(path, [(name, label, places[name]) for name, label in rows.items()], inside)
-    table.notes.extend(notes)
-    return table
+def _read_csv(path: Path) -> Table:
+    """The table of a CSV.
 
-
-def read_csv(path: Path) -> tuple[dict[str, str], list[str]]:
-    """({name of a picture: its label}, notes for people), in the order of the rows.
-
-    Labels that are all whole numbers are taken as numbers: 1, 01 and 1.0 (which pandas writes) are one class. Names
-    get / between their parts. Raises UserError for a table that cannot be used, naming the line or the picture.
+    Labels that are all whole numbers are taken as numbers: 1, 01 and 1.0 (which pandas writes) are one class.
     """
-    require_file(path)
     text, notes = _read_text(path)
     rows = list(_rows(text, path))
-    if not rows:
-        raise UserError(f"{path}: has a header and no rows; it needs one row a picture")
     numbers = all(_WHOLE.fullmatch(label.removesuffix(".0")) for _, label, _ in rows)
     labels = {}
     for image, label, line in rows:
@@ -224,7 +204,17 @@ def read_csv(path: Path) -> tuple[dict[str, str], list[str]]:
             raise UserError(f"{path}: {name} has the labels {first} and {label} (line {line}); leave it a single row")
     if len(labels) < len(rows):
         notes.append(f"{len(rows) - len(labels):,} rows of {path.name} repeat another one and count once")
-    return labels, notes
+    folder = _picture_folder(path, list(labels))
+    places = {name: _place(folder, name) for name in labels}
+    missing = [name for name, place in places.items() if place is None]
+    if missing:
+        text = f"{path}: {len(missing):,} of {len(labels):,} listed pictures are missing in {folder}"
+        raise UserError(f"{text}: {', '.join(missing[:3])}; put them there or take their rows out")
+    if folder != path.parent:
+        notes.append(f"the pictures of {path.name} are those in {folder.name}/")
+    table = _table(path, [(name, label, places[name]) for name, label in labels.items()])
+    table.notes.extend(notes)
+    return table
 
 
 def _read_text(path: Path) -> tuple[str, list[str]]:
@@ -232,6 +222,7 @@ def _read_text(path: Path) -> tuple[str, list[str]]:
 
     Nearly any Latin-1 text passes for GB18030 too. So only the characters of GB2312, whose bytes come in pairs, count.
     """
+    require_file(path)
     content = path.read_bytes()
     with contextlib.suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig"), []
@@ -245,7 +236,10 @@ def _rows(text: str, path: Path):
     reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
         header = [cell.strip() for cell in next(reader, [])]
-        columns = _columns(header, path)
+        if header.count("image") != 1 or header.count("label") != 1:
+            found = ", ".join(column[:80] for column in header[:_SHOWN]) or "none"
+            raise UserError(f"{path}: its columns are {found}; it needs one image and one label, separated by commas")
+        columns = [header.index("image"), header.index("label")]
         for cells in reader:
             where = f"{path}: line {reader.line_num}"
             if len(cells) > len(header):
@@ -254,22 +248,11 @@ def _rows(text: str, path: Path):
             image, label = (_checked_text(cells[at].strip(), where) if at < len(cells) else "" for at in columns)
             if not image and not label:
                 continue
-            for name, cell in (("image", image), ("label", label)):
-                if cell.lower() in ("", "nan"):
-                    raise UserError(f"{where} has no {name}; fill it in or take the row out")
+            if {image.lower(), label.lower()} & {"", "nan"}:
+                raise UserError(f"{where} has no image or no label; fill it in or take the row out")
             yield image, label, reader.line_num
     except csv.Error as reason:
         raise UserError(f"{path}: not a readable CSV (line {reader.line_num}: {reason})") from None
-
-
-def _columns(header: list[str], path: Path) -> list[int]:
-    """Where image and label are."""
-    for name in ("image", "label"):
-        if header.count(name) != 1:
-            found = ", ".join(repr(column[:80]) for column in header[:_SHOWN])
-            text = f"{path}: has the columns {found or 'of an empty file'}"
-            raise UserError(f"{text}; it needs image and label, once each and separated by commas")
-    return [header.index("image"), header.index("label")]
 
 
 def _picture_folder(table: Path, names: list[str]) -> Path:

@@ -102,32 +102,33 @@ def test_pickles_of_python_2_are_read_as_those_of_python_3(tmp_path):
 
 @pytest.fixture
 def packed_cifar10(tmp_path, monkeypatch):
-    """An archive of `fake_cifar10` that passes for the official one, in a folder of its own."""
-    archive = tmp_path / "packed" / "cifar-10-python.tar.gz"
+    """An archive of `fake_cifar10` in data/downloads, as if the official one had just been fetched."""
+    archive = tmp_path / "downloads" / "cifar-10-python.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(fake_cifar10(tmp_path / "made" / "cifar-10-batches-py"), "cifar-10-batches-py")
     own = dataclasses.replace(cifar._SOURCES["cifar10"], md5=hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setitem(cifar._SOURCES, "cifar10", own)
+    monkeypatch.setattr(data, "DOWNLOADS", archive.parent)
     monkeypatch.setattr(os, "sync", lambda: None)  # which waits for all that others write
     return archive
 
 
 def test_cifar10_folder_and_archive_give_the_same_images(packed_cifar10, tmp_path):
     made = load_dataset("cifar10", str(tmp_path / "made"))
-    itself = shutil.copy(packed_cifar10, tmp_path / "mine.tgz")
-    for place in (packed_cifar10.parent, packed_cifar10.parent, itself):
-        found = load_dataset("cifar10", str(place))
+    for _ in range(2):
+        found = load_dataset("cifar10")
         assert len(found.train) == 100 and found.train.images.shape == (100, 3, 32, 32)
         np.testing.assert_array_equal(found.train.images, made.train.images)
         np.testing.assert_array_equal(found.test.labels, np.arange(20) % 10)
-    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.lock"))
+        packed_cifar10.write_bytes(b"no longer looked at")
+    assert sorted(os.listdir(packed_cifar10.parent)) == ["cifar-10-batches-py", packed_cifar10.name]
 
 
 def test_a_killed_extraction_leaves_nothing_at_the_final_place_and_is_repeated(packed_cifar10):
     def unpack(rename=os.rename):
         os.rename = rename
-        load_dataset("cifar10", str(packed_cifar10))
+        load_dataset("cifar10")
 
     def ended(*arguments):
         children = [multiprocessing.get_context("fork").Process(target=unpack, args=each) for each in arguments]
@@ -149,34 +150,24 @@ def test_an_extraction_without_room_leaves_nothing_at_the_final_place(packed_cif
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
         with pytest.raises(UserError, match=r"python\.tar\.gz: cannot be unpacked .*File too large.*run the same"):
-            load_dataset("cifar10", str(packed_cifar10))
+            load_dataset("cifar10")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (packed_cifar10.parent / "cifar-10-batches-py").exists()
-    assert len(load_dataset("cifar10", str(packed_cifar10)).train) == 100
+    assert len(load_dataset("cifar10").train) == 100
 
 
-def test_cifar_data_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match=r"holds neither cifar-100-python/ nor cifar-100-python\.tar\.gz"):
-        load_dataset("cifar100", str(tmp_path))
+def test_cifar_data_that_cannot_be_used(packed_cifar10, tmp_path):
+    for place in (tmp_path, packed_cifar10):  # with --data_dir nothing is downloaded or unpacked
+        with pytest.raises(UserError, match=r"holds no folder cifar-10-batches-py; unpack .*https.*leave out"):
+            load_dataset("cifar10", str(place))
     with pytest.raises(UserError, match="data_batch_1: not a CIFAR batch"):
         load_dataset("cifar10", str(fake_cifar10(tmp_path / "cifar-10-batches-py", broken=True)))
-    (tmp_path / "cifar-100-python.tar.gz").write_bytes(b"half a download")
-    with pytest.raises(UserError, match=r"cifar-100-python\.tar\.gz: its md5 is"):
-        load_dataset("cifar100", str(tmp_path))
-
-
-def test_an_archive_that_is_named_itself_is_checked(tmp_path):
-    archive = tmp_path / "mine.tar.gz"
-    archive.write_bytes(b"another one")
-    with pytest.raises(
-        UserError, match=r"mine\.tar\.gz: its md5 is .*; get it from https.*leave out --data_dir"
-    ) as error:
-        load_dataset("cifar10", str(archive))
-    assert "run the same command" not in str(error.value)  # with --data_dir nothing is downloaded
-    assert data.dataset_files("cifar10", str(archive)) == {archive: cifar._HOST + "cifar-10-python.tar.gz"}
-    with pytest.raises(UserError, match=r"holds neither cifar-10-batches-py/ nor none\.tgz; get it from"):
-        load_dataset("cifar10", str(tmp_path / "none.tgz"))
+    packed_cifar10.write_bytes(b"half a download")
+    with pytest.raises(UserError, match=r"downloads/cifar-10-python\.tar\.gz: its md5 is"):
+        load_dataset("cifar10")
+    address = cifar._HOST + "cifar-10-python.tar.gz"
+    assert data.dataset_files("cifar10") == {packed_cifar10.parent / "cifar-10-batches-py": address}
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_a_wrong_file_is_left_alone_and_named(server, tmp_path):
     (tmp_path / NAME).write_bytes(OTHER)
     with pytest.raises(UserError) as error:
         fetch(server.url, tmp_path / NAME, md5=MD5)
-    for part in (str(tmp_path / NAME), MD5, hashlib.md5(OTHER).hexdigest(), "Delete it"):
+    for part in (str(tmp_path / NAME), MD5, hashlib.md5(OTHER).hexdigest(), "delete it"):
         assert part in str(error.value)
     assert (tmp_path / NAME).read_bytes() == OTHER and names(tmp_path) == [NAME] and server.requests == []
 

@@ -97,18 +97,19 @@ def test_what_the_decoder_reads_counts_as_a_picture(tmp_path, suffix):
 
 
 def test_pipes_are_refused_and_not_waited_for(tmp_path):
-    for name in ("a.png", "a.csv", "a.tar.gz"):
+    for name in ("a.png", "a.csv"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=r"a\.png: not a regular file but a pipe"):
         read_image(tmp_path / "a.png")
-    for dataset, name in (("images", "a.csv"), ("cifar10", "a.tar.gz"), ("cifar100", "a.tar.gz")):
-        with pytest.raises(UserError, match="not a regular file but a pipe"):
-            load_dataset(dataset, str(tmp_path / name))
+    with pytest.raises(UserError, match=r"a\.csv: not a regular file but a pipe"):
+        load_dataset("images", str(tmp_path / "a.csv"))
     with pytest.raises(UserError, match=r"a\.png, .* missing|missing in .*: a\.png"):
         load_dataset("images", table(tmp_path, ["a.png,1", "b.png,2"]))
     (tmp_path / "cifar").mkdir()
-    os.mkfifo(tmp_path / "cifar" / "test_batch")
-    with pytest.raises(UserError, match="holds neither"):
+    (tmp_path / "cifar" / "batches.meta").touch()
+    for i in range(1, 6):
+        os.mkfifo(tmp_path / "cifar" / f"data_batch_{i}")
+    with pytest.raises(UserError, match="data_batch_1: not a regular file but a pipe"):
         load_dataset("cifar10", str(tmp_path / "cifar"))
 
 
@@ -196,9 +197,7 @@ def test_both_readers_number_twelve_classes_alike(tmp_path):
     [("image,label,label", "label"), ("image,image,label", "image"), ("label,image, label", "label")],
 )
 def test_a_column_twice_is_refused(tmp_path, header, twice):
-    with pytest.raises(
-        UserError, match=f"'{twice}', .*'{twice}'; it needs image and label, once each|'{twice}', '{twice}'"
-    ):
+    with pytest.raises(UserError, match=f"its columns are .*{twice}.*{twice}.*; it needs one image and one label"):
         load_dataset("images", table(tmp_path, ["a.png,1,2", "b.png,2,1"], header=header))
 
 

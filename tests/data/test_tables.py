@@ -13,7 +13,7 @@ from common.errors import UserError
 from data import dataset_sizes, folders, load_dataset, split_indices
 from data.augment import Augmentation
 from data.folders import read_image
-from data.split import held_out_of
+from data.sampling import held_out_of
 
 PHOTOS = SHARED / "growth_stages"
 COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
@@ -126,7 +126,7 @@ def test_a_table_is_found_in_every_layout(tmp_path):
     assert any(
         "the labels of df_all.csv became class numbers: blue = 0, green = 1, red = 2" in n for n in splits[0].notes
     )
-    assert any("42 pictures in imgV/" in note for note in splits[2].notes)
+    assert any("the pictures of df_all.csv are those in imgV/" in note for note in splits[2].notes)
 
 
 def test_class_folders(tmp_path):
@@ -234,10 +234,10 @@ def test_sixteen_bit_grey_keeps_its_brightness(tmp_path):
     Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
     assert rgb(tmp_path / "dark.png").max() == 1  # 200 / 257, rounded
     Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "b.tif")
-    with pytest.raises(UserError, match=r"b\.tif: not a readable picture \(32-bit grey"):
+    with pytest.raises(UserError, match=r"b\.tif: not a readable picture \(grey whose range is not known"):
         read_image(tmp_path / "b.tif")
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "c.tif")
-    with pytest.raises(UserError, match=r"c\.tif: not a readable picture \(floating-point pixels"):
+    with pytest.raises(UserError, match=r"c\.tif: not a readable picture \(grey whose range is not known"):
         read_image(tmp_path / "c.tif")
 
 
@@ -379,11 +379,11 @@ def bad_tables():
     return {
         "other columns": (
             edited("x.png,0", header="file,class"),
-            "has the columns 'file', 'class'; it needs image and",
+            "its columns are file, class; it needs one image",
         ),
-        "semicolons": (edited("x.png;0", header="image;label"), "columns 'image;label'; .*separated by commas"),
-        "no bytes": (raw(b""), "the columns of an empty file; it needs image and label"),
-        "no rows": (edited(), "has a header and no rows"),
+        "semicolons": (edited("x.png;0", header="image;label"), "columns are image;label; .*separated by commas"),
+        "no bytes": (raw(b""), "its columns are none; it needs one image"),
+        "no rows": (edited(), "0 pictures of 0 classes; training needs two classes"),
         "surplus fields": (edited("red00.png,1,x", "red01.png,2,x"), "line 2 has 3 fields, the header 2; put names"),
         "surplus field": (edited("red00.png,1", "red01.png,2,x"), "line 3 has 3 fields, the header 2"),
         "open quote": (edited('"red00.png,1', "red01.png,2"), "not a readable CSV"),
@@ -392,11 +392,11 @@ def bad_tables():
         "zeros": (edited("red00.png,1", "red\0.png,1"), "line 3|line contains NUL"),
         "no label": (
             edited("red00.png,1", "", "red01.png,", "red02.png"),
-            "line 4 has no label; fill it in or take the row out",
+            "line 4 has no image or no label; fill it in or take",
         ),
-        "nan label": (edited("red00.png,1.0", "red01.png,nan"), "line 3 has no label"),
-        "no image": (edited("red00.png,1", ",2"), "line 3 has no image"),
-        "one class": (edited("red00.png,1", "red01.png,1"), "all 2 pictures are of one class, '1'; training needs two"),
+        "nan label": (edited("red00.png,1.0", "red01.png,nan"), "line 3 has no image or no"),
+        "no image": (edited("red00.png,1", ",2"), "line 3 has no image or no"),
+        "one class": (edited("red00.png,1", "red01.png,1"), "2 pictures of 1 classes; training needs two classes"),
         "missing": (
             removed("red00.png", "red01.png"),
             r"2 of 42 listed pictures are missing in .*img: red00\.png, red",
