@@ -73,7 +73,7 @@ def dataset_files(name: str, data_dir: str = "") -> dict[Path, str]:
     if name == "digits":
         return {}
     if name in FROM_FILES:
-        return {_place(name, data_dir): ""}
+        return {Path(data_dir or DOWNLOADS / name): ""}
     return {cifar.folder(name, Path(data_dir or DOWNLOADS)): cifar.url(name)}
 
 
@@ -124,15 +124,11 @@ def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
 
 
-def _place(name: str, data_dir: str) -> Path:
-    return Path(data_dir or DOWNLOADS / name)
-
-
 def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
-    parts = tables.read_tables(_place(name, data_dir))
-    source, found = parts["train"].source, len(parts["train"].class_names)
+    parts = tables.read_tables(Path(data_dir or DOWNLOADS / name))
+    found = len(parts["train"].class_names)
     if name == "growth_stages" and found != CLASSES[name]:
-        text = f"{source}: has {found} classes, {name} has {CLASSES[name]}"
+        text = f"{parts['train'].source}: has {found} classes, {name} has {CLASSES[name]}"
         raise UserError(f"{text}; for other pictures say --dataset images")
     return parts
 

@@ -44,7 +44,17 @@ def fetch(url, path, *, md5: str = "") -> Path:
     return path
 
 
-def require_md5(path: Path, md5: str, advice: str) -> None:
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _is_present(path: Path, md5: str) -> bool:
+    if path.exists():
+        _check(path, md5, "delete it and run the same command again to download it, or put the right file there")
+    return path.exists()
+
+
+def _check(path: Path, md5: str, advice: str) -> None:
     """Raise UserError, with `advice`, unless `path` is a file of this MD5 (hex; "" = any)."""
     require_file(path)
     found = file_digest(path, "md5") if md5 else ""
@@ -52,27 +62,12 @@ def require_md5(path: Path, md5: str, advice: str) -> None:
         raise UserError(f"{path}: its md5 is {found}, expected {md5}; {advice}")
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _is_present(path: Path, md5: str) -> bool:
-    if not path.exists():
-        return False
-    require_md5(path, md5, "delete it and run the same command again, which downloads it, or put the right file there")
-    return True
-
-
 def _download(url: str, path: Path, md5: str) -> None:
     """Download, verify, rename. The caller holds the lock."""
     part = path.with_name(f"{path.name}.part")
     _receive_all(url, part)
-    part.with_suffix(".version").unlink()
-    try:
-        require_md5(part, md5, f"{url} gave this, and it was removed; try again or put the right file at {path}")
-    except UserError:
-        part.unlink()
-        raise
+    part.with_suffix(".version").unlink()  # so the next try starts from the beginning if this file is wrong
+    _check(part, md5, f"{url} gave a wrong file; run the same command again, or put the right file at {path}")
     flush_to_disk(part)
     os.replace(part, path)
     flush_to_disk(path.parent)

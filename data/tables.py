@@ -199,11 +199,9 @@ def _read_csv(path: Path) -> Table:
         if numbers:
             label = str(int(label.removesuffix(".0")))
         name = posixpath.normpath(image.replace("\\", "/"))  # a path that is spelt in two ways is one picture
-        first = labels.setdefault(name, label)
-        if first != label:
-            raise UserError(f"{path}: {name} has the labels {first} and {label} (line {line}); leave it a single row")
-    if len(labels) < len(rows):
-        notes.append(f"{len(rows) - len(labels):,} rows of {path.name} repeat another one and count once")
+        if name in labels:
+            raise UserError(f"{path}: line {line} lists {name} again; leave it a single row")
+        labels[name] = label
     folder = _picture_folder(path, list(labels))
     places = {name: _place(folder, name) for name in labels}
     missing = [name for name, place in places.items() if place is None]

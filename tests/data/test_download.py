@@ -379,13 +379,16 @@ def test_a_file_that_changed_meanwhile_is_not_stitched_together(server, tmp_path
     assert (tmp_path / NAME).read_bytes() == OTHER
 
 
-def test_a_wrong_download_is_removed_and_named(server, tmp_path):
+def test_a_wrong_download_is_named_and_not_used(server, tmp_path):
     server.body = OTHER
     with pytest.raises(UserError) as error:
         fetch(server.url, tmp_path / NAME, md5=MD5)
-    for part in (server.url, MD5, hashlib.md5(OTHER).hexdigest(), "removed", str(tmp_path / NAME)):
+    for part in (server.url, MD5, hashlib.md5(OTHER).hexdigest(), "wrong file", str(tmp_path / NAME)):
         assert part in str(error.value)
-    assert names(tmp_path) == [] and len(server.requests) == 1
+    assert names(tmp_path) == [f"{NAME}.part"] and len(server.requests) == 1
+    server.body = BODY
+    fetch(server.url, tmp_path / NAME, md5=MD5)
+    assert server.ranges() == [None, None] and names(tmp_path) == [NAME]  # from the beginning
 
 
 # ---- processes and disks
