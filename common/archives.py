@@ -28,4 +28,4 @@ def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(SMALL, most_growth * packed):
         text = f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many"
-        raise UserError(f"{text}, are not what they say; it was not unpacked. If it is good, unpack it by hand")
+        raise UserError(f"{text}; it was not read, get the file again")

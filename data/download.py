@@ -35,7 +35,7 @@ def fetch(url, path, *, md5: str = "") -> Path:
     try:
         if not _is_present(path, md5):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(f"{path}.lock", lambda holder: say(f"{path}: waiting for {holder}, which fetches it")):
+            with locked(f"{path}.lock", lambda holder: _say(f"{path}: waiting for {holder}, which fetches it")):
                 if not _is_present(path, md5):  # another process may have fetched it meanwhile
                     _download(url, path, md5)
     except OSError as error:
@@ -44,7 +44,7 @@ def fetch(url, path, *, md5: str = "") -> Path:
     return path
 
 
-def say(text: str) -> None:
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
@@ -71,7 +71,7 @@ def _download(url: str, path: Path, md5: str) -> None:
     flush_to_disk(part)
     os.replace(part, path)
     flush_to_disk(path.parent)
-    say(f"{path}: complete, {_size(path):,} bytes ({'md5 checked' if md5 else 'nothing checked'})")
+    _say(f"{path}: complete, {_size(path):,} bytes ({'md5 checked' if md5 else 'nothing checked'})")
 
 
 def _receive_all(url: str, part: Path) -> None:
@@ -89,7 +89,7 @@ def _receive_all(url: str, part: Path) -> None:
             text = f"cannot get {url}: {reason}. Run the same command again when the network is back ({_size(part):,}"
             raise UserError(f"{text} bytes are kept in {part}), or download it by hand to {part.with_suffix('')}")
         pause = PAUSE * 2**failures
-        say(f"{part.stem}: {reason}; next try in {pause:g} s")
+        _say(f"{part.stem}: {reason}; next try in {pause:g} s")
         time.sleep(pause)
         failures += 1
 
@@ -123,7 +123,7 @@ def _append(response, url: str, part: Path, have: int) -> None:
     """Write the body of `response` to `part` behind its first `have` bytes."""
     left = response.raw.length_remaining  # None where the server does not say; urllib3 raises when fewer come
     total = None if left is None else have + left
-    say(f"{part.stem}: downloading from byte {have:,} of {'?' if total is None else f'{total:,}'}, {url}")
+    _say(f"{part.stem}: downloading from byte {have:,} of {'?' if total is None else f'{total:,}'}, {url}")
     with open(part, "ab" if have else "wb") as file:
         if not have:  # after the old bytes are gone, so that no note ever speaks of bytes it does not know
             part.with_suffix(".version").write_text(_version(response))
