@@ -18,12 +18,12 @@ def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
         name: what an error calls the archive.
         most_growth: times its own bytes that all members together may have, from SMALL on.
 
-    Raises UserError: it grows more than that, or a member is compressed by another method than Deflate.
+    Raises UserError: it grows more than that, or a member is encrypted or compressed by another method than Deflate.
     """
     for member in archive.infolist():
-        if member.compress_type not in _METHODS:
-            text = f"{name}: member {member.filename[:80]!r} is compressed by method {member.compress_type}"
-            raise UserError(f"{text}; only Deflate and none are read, pack it anew")
+        if member.flag_bits & 1 or member.compress_type not in _METHODS:
+            text = f"{name}: member {member.filename[:80]!r} is encrypted or compressed by another method than Deflate"
+            raise UserError(f"{text}; pack it anew")
     packed = archive.fp.seek(0, os.SEEK_END)
     unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > max(SMALL, most_growth * packed):
