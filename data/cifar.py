@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from common.atomic import require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
 from data.download import fetch
@@ -145,7 +144,8 @@ def _class_names(path: Path, key: bytes) -> list[str]:
 
 def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
-    require_file(path)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; delete its folder and extract the official archive again")
     with open(path, "rb") as file:
         content = load_pickle(file, str(path), encoding="bytes")
     for key in keys:
