@@ -1,9 +1,7 @@
 """What a process asks of its operating system."""
 
 import ctypes
-import os
 import signal
-import sys
 
 _PR_SET_PDEATHSIG = 1
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # names and numbers of malloc.h
@@ -12,19 +10,6 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # names and numbers of malloc.h
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, however that ends (Linux). Not inherited by children."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def open_missing_streams() -> None:
-    """Give a process that was started with closed streams (`>&-`) /dev/null instead.
-
-    Else the next file that it opens takes their number, and what is printed goes there.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def keep_freed_memory() -> None:

@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from common.processes import keep_freed_memory, open_missing_streams
+from common.processes import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,17 +31,14 @@ def _processor_settings() -> dict[str, str]:
     return settings
 
 
-def _set_by_user(name: str) -> bool:
-    """Whether the environment variable was set, and not by a parent that is of this project, for itself."""
-    value = os.environ.get(name)
-    return bool(value) and f"{name}={value}" not in os.environ.get("REPRODUCE_SETTINGS", "").split()
-
-
-open_missing_streams()
-_OWN = {name: value for name, value in _processor_settings().items() if not _set_by_user(name)}
-SET_HERE = set(_OWN)  # and not by the user: for this process alone
-os.environ.update(_OWN, REPRODUCE_SETTINGS=" ".join(f"{name}={value}" for name, value in _OWN.items()))
-PROCESSOR_SETTINGS = {name: os.environ[name] for name in _processor_settings()}
+_settings = _processor_settings()
+_of_parent = os.environ.get("REPRODUCE_SETTINGS", "").split()  # one that is of this project had set them for itself
+SET_HERE = {  # and not by the user: for this process alone
+    name for name in _settings if not os.environ.get(name) or f"{name}={os.environ[name]}" in _of_parent
+}
+os.environ.update({name: _settings[name] for name in SET_HERE})
+os.environ["REPRODUCE_SETTINGS"] = " ".join(f"{name}={_settings[name]}" for name in SET_HERE)
+PROCESSOR_SETTINGS = {name: os.environ[name] for name in _settings}
 keep_freed_memory()
 
 with contextlib.redirect_stderr(io.StringIO()):  # Paddle prints a warning for any OMP_NUM_THREADS above 1

@@ -38,11 +38,7 @@ _CALLED_HERE = {  # what other projects call an option -> what it is called here
 
 
 class Stopped(Exception):
-    """The run was asked to stop and has saved what there is. `signal` is the number of the signal."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.signal = number
+    """Stopped(number of the signal, where the run stands): it was asked to stop and has saved what there is."""
 
 
 class StopRequest:
@@ -77,36 +73,33 @@ class StopRequest:
         self.signal = self.signal or number
 
 
-def command_to_continue() -> str:
+def _command_to_continue() -> str:
     """What the user types to go on with the run of this process."""
-    arguments = [word for word in sys.argv[1:] if word != "--restart"]
     if "RDROP_SBATCH" in os.environ:  # run_train.sh was submitted; with which nodes and GPUs, only its user knows
         return "the same sbatch command"
-    script = "bash run_train.sh"
+    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER")
+    words = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    words += ["bash", "run_train.sh"]
     if Path(sys.argv[0]).stem == "study":
-        script += " --study"
-    names = [name for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER") if name in os.environ]
-    variables = [f"{name}={os.environ[name]}" for name in names]
-    return " ".join([*variables, script, shlex.join(arguments)])
+        words.append("--study")
+    return shlex.join(words + [word for word in sys.argv[1:] if word != "--restart"])
 
 
 def run_command(main) -> None:
     """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
+        stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         main()
-    except UserError as error:
-        sys.exit(_fail(str(error)))
     except Stopped as stopped:
+        number, where = stopped.args
         if distributed.is_main():
-            name = signal.Signals(stopped.signal).name
+            text = f"stopped by {signal.Signals(number).name} {where}. Continue with: {_command_to_continue()}"
             with contextlib.suppress(OSError):  # a terminal that is gone
-                print(f"stopped by {name} {stopped}. Continue with: {command_to_continue()}", file=sys.stderr)
+                print(text, file=sys.stderr)
         else:
             time.sleep(1)  # the launcher ends all when it sees one end: the one that speaks goes first
-        sys.exit(128 + stopped.signal)
+        sys.exit(128 + number)
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -114,35 +107,35 @@ def run_command(main) -> None:
         print("\nstopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        _end_with(error)
+        sys.exit(_explain(error))
 
 
-def _end_with(error: Exception) -> None:
-    """Say in a line what the machine lacks; anything else is a defect and keeps its traceback."""
-    if is_out_of_memory(error):
-        sys.exit(_fail("out of memory; lower --micro_batch_size, or the batch size of the evaluation"))
-    if distributed.is_lost_contact(error):
+def _explain(error: Exception) -> int:
+    """Print what a user can do about it in a line, and return the exit code; a defect is raised again."""
+    code = 2
+    if isinstance(error, UserError):
+        text = str(error)
+    elif is_out_of_memory(error):
+        text = "out of memory; lower --micro_batch_size, or the batch size of the evaluation"
+    elif distributed.is_lost_contact(error):
         time.sleep(_GRACE)  # the launcher shall see the process that failed first, and it ends this one meanwhile
         print(str(error).strip(), file=sys.stderr)
-        _fail("lost contact with another process of this run; its output says why, and the lines above what was seen")
-        sys.exit(1)
-    if not isinstance(error, OSError) or (error.filename is None and error.errno is None):
+        text = "lost contact with another process of this run; its output says why, and the lines above what was seen"
+        code = 1
+    elif isinstance(error, OSError) and (error.filename or error.errno):
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror}; check the path, the permissions and the free space"
+    else:
         raise error
-    where = f"{error.filename}: " if error.filename else ""
-    sys.exit(_fail(f"{where}{error.strerror}; check the path, the permissions and the free space"))
-
-
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or the GPU had no memory left; Paddle says so in an OSError too, as in recompute."""
-    words = ("ResourceExhausted", "Out of memory", "out of memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | SystemError | OSError) and any(word in str(error) for word in words)
-    )
+    if isinstance(error, RuntimeError | SystemError | OSError):
+        return any(words in str(error) for words in ("ResourceExhausted", "Out of memory", "out of memory"))
+    return isinstance(error, MemoryError)
 
 
 def has_gpu() -> bool:
@@ -160,15 +153,16 @@ def choose_device(wish: str) -> str:
     if wish == "gpu" and not has_gpu():
         build = "no GPU was found" if paddle.is_compiled_with_cuda() else "this is the CPU build of PaddlePaddle"
         raise UserError(f"--device gpu: {build}; use --device cpu, or see docs/cluster.md on the GPU build")
-    device = "gpu" if wish != "cpu" and has_gpu() else "cpu"
-    if wish == "auto" and device == "cpu" and paddle.is_compiled_with_cuda():
-        say("warning", "the GPU build of PaddlePaddle finds no GPU and computes on the CPU; see docs/cluster.md")
-    if device == "gpu" and "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
+    if wish == "cpu" or not has_gpu():
+        if wish == "auto" and paddle.is_compiled_with_cuda():
+            say("warning", "the GPU build of PaddlePaddle finds no GPU and computes on the CPU; see docs/cluster.md")
+        paddle.set_device("cpu")
+        return "cpu"
+    if "FLAGS_use_stride_kernel" in SET_HERE:  # off for CPUs alone
         paddle.set_flags({"FLAGS_use_stride_kernel": True})
-    if device == "gpu":  # else Paddle computes convolutions of fp32 in TF32, with 10 bits instead of 23
-        paddle.base.core.set_cudnn_switch(False)
-        paddle.base.core.set_cublas_switch(False)
-    paddle.set_device(device)
+    paddle.base.core.set_cudnn_switch(False)  # else Paddle computes fp32 in TF32, with 10 bits instead of 23
+    paddle.base.core.set_cublas_switch(False)
+    paddle.set_device("gpu")
     return paddle.get_device()
 
 
@@ -193,13 +187,12 @@ class Parser(argparse.ArgumentParser):
 def parse(parser: Parser, arguments=None) -> argparse.Namespace:
     """Parse the command line; an unknown option is an error that names what it is called here, or the near ones."""
     options, unknown = parser.parse_known_args(arguments)
-    if not unknown:
-        return options
-    known = [name for action in parser._actions for name in action.option_strings]
-    named = unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1)
-    hint = ""
-    if named in _CALLED_HERE:
-        hint = f"; here it is {_CALLED_HERE[named]}"
-    elif named.startswith("--"):
-        hint = f"; {near(named, known)}"
-    parser.error(f"unknown: {' '.join(unknown)}{hint}")
+    if unknown:
+        text = f"unknown: {' '.join(unknown)}"
+        named = unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1)
+        if named in _CALLED_HERE:
+            text += f"; here it is {_CALLED_HERE[named]}"
+        elif named.startswith("--"):
+            text += "; " + near(named, parser._option_string_actions)
+        parser.error(text)
+    return options

@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import os
+import signal
 import time
 
 import numpy as np
@@ -20,12 +21,7 @@ from common.errors import UserError
 from data.sampling import pieces
 
 _waits = itertools.count()
-_PATIENCE = 1800  # seconds, as NCCL has; on one node the launcher notices a lost process at once
-
-
-def size() -> int:
-    """Number of processes."""
-    return _place()[1]
+_PATIENCE = 1800  # seconds, as NCCL has; the launcher notices at once when a process of its node ends
 
 
 def rank() -> int:
@@ -33,13 +29,18 @@ def rank() -> int:
     return _place()[0]
 
 
+def size() -> int:
+    """Number of processes."""
+    return _place()[1]
+
+
 def _place() -> tuple[int, int]:
     """(rank, size) as the launcher has set them; UserError where something else has set what makes no sense."""
     names = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1", "PADDLE_NNODES": "1"}
     rank, size, nodes = found = [os.environ.get(name, default) for name, default in names.items()]
     if not (rank.isdecimal() and size.isdecimal() and nodes.isdecimal() and int(rank) < int(size)):
-        text = f"{', '.join(map('='.join, zip(names, found, strict=True)))}: there is no such process"
-        raise UserError(f"{text}; unset these and start several processes with NPROC=k bash run_train.sh")
+        text = f"{', '.join(names)} are {', '.join(found)}: there is no such process"
+        raise UserError(f"{text}; unset them and start several processes with NPROC=k bash run_train.sh")
     return int(rank), int(size)
 
 
@@ -49,17 +50,22 @@ def is_main() -> bool:
 
 
 def start() -> None:
-    """Connect the processes. The device must have been chosen before."""
+    """Connect the processes. The device must have been chosen before; UserError when the others do not come."""
     if size() == 1:
         return
-    if "PADDLE_MASTER" not in os.environ and "PADDLE_TRAINER_ENDPOINTS" not in os.environ:
-        text = f"PADDLE_TRAINERS_NUM={size()} is set, but not where the others are"
-        raise UserError(f"{text}; unset it and start several processes with NPROC=k bash run_train.sh")
     device = paddle.get_device()
     if device == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Paddle waits where Python hears no Ctrl-C
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle lists the flags that it was started with
+        try:
+            wait()
+        except (RuntimeError, ValueError) as error:
+            text = f"the {size()} processes did not meet at MASTER={os.environ.get('PADDLE_MASTER')}"
+            remedy = "start every node with the same MASTER, NNODES and NPROC; on one node unset PADDLE_TRAINERS_NUM"
+            raise UserError(f"{text} ({str(error).strip().splitlines()[0]}); {remedy}") from None
         dist.init_parallel_env()
+    signal.signal(signal.SIGINT, on_interrupt)
     if paddle.get_device() != device:
         raise RuntimeError(f"Paddle took {paddle.get_device()} when the processes connected; {device} was chosen")
 
@@ -93,14 +99,14 @@ def summed(tensor):
 
 
 def wait() -> None:
-    """Return when every process has come here; a lost contact after _PATIENCE.
+    """Return when every process has come here, however long it takes (Paddle's gloo gives up after 30 seconds).
 
-    Called where the processes need different times (saving, evaluating): Paddle's gloo gives up after 30 seconds.
+    RuntimeError after _PATIENCE, and where other processes believe in another number of them.
     """
     if size() == 1:
         return
     store = core.create_or_get_global_tcp_store()
-    name = f"reproduce/wait/{next(_waits)}"
+    name = f"reproduce/wait/{size()}/{next(_waits)}"
     store.add(name, 1)
     began = time.monotonic()
     while store.add(name, 0) < size():

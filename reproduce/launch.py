@@ -3,7 +3,8 @@
     python -m reproduce.launch reproduce.train RECIPE [--option value ...]      what run_train.sh calls
 
 takes all visible GPUs, one process each. NPROC=k takes k of them, or k processes on a CPU. Several nodes: the same
-command on each, with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node).
+command on each, with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node); all have the same number
+of processes.
 
 The first process of a node writes to the terminal, the others to files. Signals reach all processes, which may take
 their time to save. When one fails the others are ended, and its last lines are shown. Nothing outlives this process.
@@ -25,181 +26,155 @@ import paddle
 from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
-from reproduce.cli import SIGNALS, has_gpu, run_command
-from reproduce.meeting import Layout, meet, number_from, place_of_node
+from reproduce.cli import SIGNALS, run_command
 
+_MANY = 10_000  # processes or nodes
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
-_TIME_TO_SAY_WHY = 15  # seconds, for processes that lose contact to another node: see cli._GRACE
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
 # set by other launchers on many clusters; Paddle would take them before its own
 _NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
 
 
 def main() -> None:
-    gpus = paddle.device.cuda.device_count() if has_gpu() else 0
-    local, nodes = _processes(gpus), number_from("NNODES", 1, at_least=1)
+    gpus = paddle.device.cuda.device_count()
+    one_each = "the processes of a node, at most one a GPU (on the CPU with CUDA_VISIBLE_DEVICES='')"
+    local = _number_from("NPROC", str(gpus or 1), range(1, (gpus or _MANY) + 1), one_each)
+    nodes = _number_from("NNODES", "1", range(1, _MANY), "the nodes of this run")
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
     if local == 1 and nodes == 1:
         if gpus:  # else Paddle opens a context on every visible GPU when it frees memory
             os.environ.setdefault("FLAGS_selected_gpus", "0")
         os.execv(sys.executable, command)
-    layout = meet(*place_of_node(nodes), local) if nodes > 1 else Layout.of_one_node(local)
+    node, address, port = _place(nodes)
+    ranks, size = range(node * local, (node + 1) * local), nodes * local
+    if nodes > 1:
+        which = f"node {node} of {nodes}, processes {ranks[0]} to {ranks[-1]} of {size}"
+        print(f"launch:     {which}, meeting at {address}:{port}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="reproduce-launch-"))
-    environments = [_environment(layout, number, gpus > 0, folder) for number in range(local)]
-    processes = _Processes(command, environments, folder, layout)
-    first, code = processes.run()
-    if _has_stopped(code):
-        layout.say_goodbye()
-    if _has_stopped(code) or code == 2:
-        processes.repeat_error(first, code)
+    logs = [folder / f"rank_{rank}.log" for rank in ranks]
+    environments = [_environment(rank, local, nodes, address, port, gpus > 0) for rank in ranks]
+    first, codes = _run(command, environments, logs)
+    lines = logs[first].read_text(errors="replace").strip().splitlines()  # none where the terminal has them
+    if codes[first] == 2 and codes[0] != 2:
+        print(*lines[-1:], sep="\n", file=sys.stderr)  # the error of a user, which nobody else has said
+    code = codes[first] if codes[first] >= 0 else 128 - codes[first]  # as in shells
+    if code in (0, 2) or code - 128 in SIGNALS:
         shutil.rmtree(folder, ignore_errors=True)
-    else:
-        print(processes.report(first), file=sys.stderr)
+        sys.exit(code)
+    for line in lines[-_LAST_LINES:]:
+        print(f"rank {ranks[first]}: {line}", file=sys.stderr)
+    how = "failed, see above" if codes[first] > 0 else f"was ended by {signal.Signals(-codes[first]).name}"
+    text = f"error: rank {ranks[first]} of {size} {how}, and the others were ended; the same command continues the run"
+    print(f"{text}; what they wrote is in {folder} on {socket.gethostname()}", file=sys.stderr)
     sys.exit(code)
 
 
-def _has_stopped(code: int) -> bool:
-    """Whether a process has done its part, or was told to stop, as all others are then."""
-    return code == 0 or code - 128 in SIGNALS
+def _number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
+    """A whole number from the environment."""
+    text = os.environ.get(variable) or default
+    if not text.isdecimal() or int(text) not in numbers:
+        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
+    return int(text)
 
 
-def _processes(gpus: int) -> int:
-    """How many processes this node runs."""
-    wished = number_from("NPROC", gpus or 1, at_least=1)
-    if gpus and wished > gpus:
-        text = f"NPROC={wished}: there are {gpus} visible GPUs"
-        raise UserError(f"{text}; lower NPROC, or set CUDA_VISIBLE_DEVICES='' to compute on the CPU")
-    return wished
+def _place(nodes: int) -> tuple[int, str, int]:
+    """(this node, address of the first node, port there), from NODE_RANK and MASTER where there are several nodes."""
+    if nodes == 1:
+        with socket.create_server(("", 0)) as free:
+            return 0, "127.0.0.1", free.getsockname()[1]
+    node = _number_from("NODE_RANK", "", range(nodes), f"which of NNODES={nodes} this node is")
+    master = os.environ.get("MASTER", "")
+    host, _, port = master.rpartition(":")
+    try:
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("not an address and a port from 1 to 65535")
+        address = socket.gethostbyname(host)
+        if node == 0:
+            socket.create_server(("", int(port))).close()
+        elif address.startswith("127.") and host != address:
+            raise ValueError(f"{host} is {address} on node {node}, which is that node itself")
+    except (OSError, ValueError) as error:
+        remedy = "give MASTER=address:port, the first node's address in the network and a free port there"
+        raise UserError(f"MASTER={master}: {error}; {remedy}") from None
+    return node, address, int(port)
 
 
-def _environment(layout: Layout, number: int, on_gpu: bool, folder: Path) -> dict[str, str]:
-    """What Paddle reads in process `number` of this node, beside what the user has set."""
+def _environment(rank: int, local: int, nodes: int, address: str, port: int, on_gpu: bool) -> dict[str, str]:
+    """What Paddle reads in process `rank`, one of `local` on its node, beside what the user has set."""
     given = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
-    local, rank = layout.processes[layout.node], sum(layout.processes[: layout.node]) + number
-    endpoints = [f"{layout.address}:{layout.port + 1 + each}" for each in range(sum(layout.processes))]  # names only
+    endpoints = [f"{address}:{port + 1 + each}" for each in range(nodes * local)]  # names only
     if "OMP_NUM_THREADS" in SET_HERE:
         given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
     if "NCCL_DEBUG" not in given and "GLOG_v" not in given:
         given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
-    if len(layout.processes) == 1:
+    if nodes == 1:
         given.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo wants this machine's name to have an address
-    device = {"FLAGS_selected_gpus": str(number)} if on_gpu else {"PADDLE_DISTRI_BACKEND": "gloo"}
+    device = {"FLAGS_selected_gpus": str(rank % local)} if on_gpu else {"PADDLE_DISTRI_BACKEND": "gloo"}
     return {
         **given,
         **device,
-        "PADDLE_MASTER": f"{layout.address}:{layout.port}",
-        "PADDLE_NNODES": str(len(layout.processes)),
-        "PADDLE_LOCAL_RANK": str(number),
-        "PADDLE_TRAINERS_NUM": str(len(endpoints)),
+        "PADDLE_MASTER": f"{address}:{port}",
+        "PADDLE_NNODES": str(nodes),
+        "PADDLE_TRAINERS_NUM": str(nodes * local),
         "PADDLE_TRAINER_ID": str(rank),
         "PADDLE_TRAINER_ENDPOINTS": ",".join(endpoints),
         "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
-        "PADDLE_LOG_DIR": str(folder),
     }
 
 
-class _Processes:
-    """The processes of this node, by their number in it, and a file in `folder` for what all but the first write."""
+def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path]) -> tuple[int, list[int]]:
+    """Run the processes to their end, which is that of all when one fails.
 
-    def __init__(self, command: list[str], environments: list[dict[str, str]], folder: Path, layout: Layout):
-        self._command, self._environments, self._folder, self._layout = command, environments, folder, layout
-        self._ranks = [int(environment["PADDLE_TRAINER_ID"]) for environment in environments]
-        self._running: list[subprocess.Popen] = []
-        self._received: list[int] = []  # signals
+    Returns the number in this node of the one that failed first, 0 if none did, and all their exit codes.
+    """
+    received: list[int] = []  # signals to pass on
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: received.append(number))
+    running: list[subprocess.Popen] = []
+    try:
+        for environment, log in zip(environments, logs, strict=True):
+            with open(log, "wb") as file:
+                output = file if running else None  # the first one has the terminal
+                streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+                # in a session of their own: Ctrl-C reaches them once, through this process
+                options = {"start_new_session": True, "preexec_fn": end_with_parent}
+                running.append(subprocess.Popen(command, env=environment, **streams, **options))
+        first = _wait(running, received)
+        _end(running, running[first].returncode)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    return first, [process.returncode for process in running]
 
-    def run(self) -> tuple[int | None, int]:
-        """Run them to their end: the number of the one that failed first (or None), and its exit code as in shells."""
-        for number in SIGNALS:
-            signal.signal(number, lambda number, frame: self._received.append(number))
-        try:
-            for number in range(len(self._environments)):
-                self._start(number)
-            first, code = self._wait()
-            if code:
-                self._end_others(code)
-        finally:
-            for process in self._running:
-                process.kill()
-                process.wait()
-        return first, code if code >= 0 else 128 - code
 
-    def _log(self, number: int) -> Path:
-        return self._folder / f"rank_{self._ranks[number]}.log"
+def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
+    """Pass on signals until one has failed, and return its number; 0 when all have ended well."""
+    while True:
+        codes = [process.poll() for process in running]
+        failed = [number for number, code in enumerate(codes) if code]
+        if failed:  # one that aborts has often only lost its contact to another that failed
+            return min(failed, key=lambda number: codes[number] == -signal.SIGABRT)
+        if None not in codes:
+            return 0
+        while received:
+            number = received.pop(0)
+            for process in running:
+                process.send_signal(number)
+        time.sleep(0.1)
 
-    def _start(self, number: int) -> None:
-        with open(self._log(number), "wb") as log:
-            self._running.append(
-                subprocess.Popen(
-                    self._command,
-                    env=self._environments[number],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log if number else None,
-                    stderr=log if number else None,
-                    start_new_session=True,  # Ctrl-C reaches them once, through this process
-                    preexec_fn=end_with_parent,
-                )
-            )
 
-    def _wait(self) -> tuple[int | None, int]:
-        """Wait until one has failed, all have ended well (None, 0), or another node is lost (None, 1).
-
-        Passes on signals meanwhile.
-        """
-        told, until = 0, None
-        while True:
-            ended = [process.poll() for process in self._running]
-            # one that aborts has often only lost its contact to another that failed
-            failed = sorted((code == -signal.SIGABRT, number) for number, code in enumerate(ended) if code)
-            if failed:
-                number = failed[0][1]
-                return number, ended[number]
-            if None not in ended:
-                return None, 0
-            for received in self._received[told:]:
-                for process in self._running:
-                    process.send_signal(received)
-                told += 1
-            if until is None and self._layout.has_lost_a_node():
-                until = time.monotonic() + _TIME_TO_SAY_WHY
-            if until is not None and time.monotonic() > until:
-                return None, 1
-            time.sleep(0.1)
-
-    def _end_others(self, code: int) -> None:
-        """Ask the processes to end, unless they stop by themselves; the caller kills what is left in the end."""
-        until = time.monotonic() + _TIME_TO_STOP
-        if not _has_stopped(code):
-            until = time.monotonic() + _TIME_TO_END
-            for process in self._running:
-                process.terminate()
-        for process in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, until - time.monotonic()))
-
-    def repeat_error(self, number: int | None, code: int) -> None:
-        """Print the line of a user's error, unless the first process of the node has said one."""
-        if code == 2 and number and self._running[0].returncode != code:
-            print(*self._lines(number)[-1:], sep="\n", file=sys.stderr)
-
-    def report(self, number: int | None) -> str:
-        """A line on what became of the process that failed first; its last lines are printed before."""
-        kept = f"what the other processes wrote is in {self._folder} on {socket.gethostname()}"
-        if number is None:
-            text = "error: another node of this run has ended, its output says why"
-            return f"{text}; the processes of this node were ended too; the same commands continue the run; {kept}"
-        lines = self._lines(number) if number else []  # the first one has the terminal
-        for line in lines[-_LAST_LINES:]:
-            print(f"rank {self._ranks[number]}: {line}", file=sys.stderr)
-        which = f"rank {self._ranks[number]} of {self._environments[0]['PADDLE_TRAINERS_NUM']}"
-        code = self._running[number].returncode
-        if code > 0:
-            return f"error: {which} failed, see above, and the others were ended; {kept}"
-        name = signal.Signals(-code).name
-        return f"error: {which} was ended by {name}, and the others with it; the same command continues the run; {kept}"
-
-    def _lines(self, number: int) -> list[str]:
-        return self._log(number).read_text(errors="replace").strip().splitlines()
+def _end(running: list[subprocess.Popen], code: int) -> None:
+    """Wait for the processes beside one that ended with `code`; unless it was told to, ask them to end."""
+    until = time.monotonic() + _TIME_TO_STOP
+    if code - 128 not in SIGNALS:
+        until = time.monotonic() + _TIME_TO_END
+        for process in running:
+            process.terminate()
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0, until - time.monotonic()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The launcher: what its processes are told, what it says when one fails, how nodes meet."""
 
 import fcntl
+import itertools
 import os
 import pty
 import re
@@ -11,25 +12,21 @@ import subprocess
 import sys
 import tempfile
 import termios
-import threading
 import time
-from pathlib import Path
 
 import paddle
 import pytest
 from running import Run
 
-import reproduce
 from common.errors import UserError
-from reproduce import ROOT, cli, distributed, launch, meeting, train
-from reproduce.meeting import Layout, meet, place_of_node
+from reproduce import ROOT, cli, distributed, launch, train
 
 
 @pytest.fixture
 def launched(monkeypatch, tmp_path):
     """Run a program as two processes of the launcher, which is this process; gives the exit code."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NPROC", "2")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["launch", "program"])
     handlers = {number: signal.getsignal(number) for number in cli.SIGNALS}
@@ -51,9 +48,9 @@ import os, sys, time
 if os.environ["PADDLE_TRAINER_ID"] == "0":
     print("I am waiting", flush=True)
     print("warning: of something", file=sys.stderr, flush=True)
-    open(os.environ["PADDLE_LOG_DIR"] + "/waits", "w")
+    open("waits", "w")
     time.sleep(600)
-while not os.path.exists(os.environ["PADDLE_LOG_DIR"] + "/waits"):
+while not os.path.exists("waits"):
     time.sleep(0.01)
 for line in range(50):
     print("line", line)
@@ -66,8 +63,8 @@ sys.exit("ValueError: the reason")
     assert len(shown) == 30 and shown[-1] == "rank 1: ValueError: the reason"
     (folder,) = tmp_path.glob("reproduce-launch-*")
     assert err.splitlines()[-1] == (
-        "error: rank 1 of 2 failed, see above, and the others were ended; what the other processes wrote is in "
-        f"{folder} on {socket.gethostname()}"
+        "error: rank 1 of 2 failed, see above, and the others were ended; the same command continues the run; "
+        f"what they wrote is in {folder} on {socket.gethostname()}"
     )
     assert "line 0\n" in (folder / "rank_1.log").read_text()
 
@@ -121,6 +118,19 @@ def test_a_terminal_that_closes_stops_the_run_which_saves(tmp_path, processes):
     assert 10 <= int(state.stem[5:]) < 3000
 
 
+def launch_program(folder, program, **variables):
+    """Launch the text of a program."""
+    (folder / "program.py").write_text(program)
+    return subprocess.Popen(
+        [sys.executable, "-m", "reproduce.launch", "program"],
+        cwd=ROOT,
+        env={**os.environ, **variables, "PYTHONPATH": f"{folder}:{ROOT}", "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def test_signals_reach_all_processes_and_a_good_end_leaves_nothing(tmp_path):
     program = f"""
 import os, signal, sys
@@ -143,15 +153,7 @@ else:
 while True:
     signal.sigtimedwait([], 0.05)
 """
-    (tmp_path / "program.py").write_text(program)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reproduce.launch", "program"],
-        cwd=ROOT,
-        env={**os.environ, "NPROC": "2", "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = launch_program(tmp_path, program, NPROC="2")
     assert process.stdout.readline() == "both\n"
     numbers = (signal.SIGHUP, signal.SIGUSR1)
     for number in numbers:
@@ -164,33 +166,31 @@ while True:
 
 
 def test_settings_of_one_process_are_not_taken_for_the_users_by_its_children(monkeypatch):
-    """Each computes its own number of threads, unless the user has set one; and nohup stays nohup."""
+    """Each computes its own number of threads, but keeps what the user has set; and nohup stays nohup."""
     monkeypatch.setenv("REPRODUCE_SETTINGS", "OMP_NUM_THREADS=77 FLAGS_use_stride_kernel=0")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert reproduce._set_by_user("OMP_NUM_THREADS")
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    monkeypatch.setenv("FLAGS_use_stride_kernel", "1")
     show = "import reproduce, signal; from reproduce.cli import SIGNALS; "
-    show += "print('OMP_NUM_THREADS' in reproduce.SET_HERE, signal.SIGHUP in SIGNALS)"
+    show += "print(sorted(reproduce.SET_HERE - {'MKL_DEBUG_CPU_TYPE'}), signal.SIGHUP in SIGNALS)"
     line = f"trap '' HUP; exec '{sys.executable}' -c \"{show}\""
     done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "True False\n", done.stderr
+    assert done.stdout == "['OMP_NUM_THREADS'] False\n", done.stderr
 
 
-def environment_of(monkeypatch, layout, number, on_gpu=False, **variables):
+def environment_of(monkeypatch, rank, local, nodes=1, on_gpu=False, **variables):
     monkeypatch.setattr(launch, "SET_HERE", {"OMP_NUM_THREADS"} - set(variables))
     for name in ("OMP_NUM_THREADS", "GLOG_minloglevel", "GLOG_v", "NCCL_DEBUG", "GLOO_SOCKET_IFNAME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    return launch._environment(layout, number, on_gpu, Path("/folder"))
+    return launch._environment(rank, local, nodes, "10.0.0.1", 29600, on_gpu)
 
 
 def test_what_the_processes_of_two_nodes_are_told(monkeypatch):
-    layout = Layout(1, [2, 4], "10.0.0.1", 29600)
     strays = {"MASTER_ADDR": "10.9.9.9", "MASTER_PORT": "1", "PADDLE_TRAINER_ID": "9", "PADDLE_NNODES": "7"}
-    found = environment_of(monkeypatch, layout, 3, **strays, http_proxy="http://proxy:1")
+    found = environment_of(monkeypatch, 5, 3, nodes=2, **strays, http_proxy="http://proxy:1")
     told = {name.removeprefix("PADDLE_"): value for name, value in found.items() if name.startswith("PADDLE_")}
-    assert (told["TRAINER_ID"], told["TRAINERS_NUM"], told["NNODES"], told["LOCAL_RANK"]) == ("5", "6", "2", "3")
+    assert (told["TRAINER_ID"], told["TRAINERS_NUM"], told["NNODES"]) == ("5", "6", "2")
     assert told["MASTER"] == "10.0.0.1:29600" and told["DISTRI_BACKEND"] == "gloo"
     assert found["http_proxy"] == "http://proxy:1"  # the first one may have files to fetch
     assert "MASTER_ADDR" not in found and "FLAGS_selected_gpus" not in found and "GLOO_SOCKET_IFNAME" not in found
@@ -198,17 +198,16 @@ def test_what_the_processes_of_two_nodes_are_told(monkeypatch):
 
 def test_each_process_has_its_gpu(monkeypatch):
     monkeypatch.delenv("PADDLE_DISTRI_BACKEND", raising=False)
-    found = environment_of(monkeypatch, Layout.of_one_node(8), 3, on_gpu=True)
+    found = environment_of(monkeypatch, 11, 8, nodes=2, on_gpu=True)
     assert found["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 8))
-    assert environment_of(monkeypatch, Layout.of_one_node(8), 3, OMP_NUM_THREADS="5")["OMP_NUM_THREADS"] == "5"
+    assert environment_of(monkeypatch, 3, 8, OMP_NUM_THREADS="5")["OMP_NUM_THREADS"] == "5"
     assert found["FLAGS_selected_gpus"] == "3" and "PADDLE_DISTRI_BACKEND" not in found
 
 
 @pytest.mark.parametrize("variable", ["NCCL_DEBUG", "GLOG_v"])
 def test_native_output_is_left_alone_where_it_is_asked_for(monkeypatch, variable):
-    quiet = environment_of(monkeypatch, Layout.of_one_node(2), 1)
-    assert quiet["GLOG_minloglevel"] == "2"
-    assert "GLOG_minloglevel" not in environment_of(monkeypatch, Layout.of_one_node(2), 1, **{variable: "1"})
+    assert environment_of(monkeypatch, 1, 2)["GLOG_minloglevel"] == "2"
+    assert "GLOG_minloglevel" not in environment_of(monkeypatch, 1, 2, **{variable: "1"})
 
 
 @pytest.fixture
@@ -235,7 +234,7 @@ def test_a_lost_contact_is_reported_in_its_own_words(monkeypatch, streams, capsy
 @pytest.fixture
 def of_two(monkeypatch):
     """This process is one of two, and connecting to the other one does nothing."""
-    for name, value in {"TRAINERS_NUM": "2", "TRAINER_ID": "0", "MASTER": "127.0.0.1:1", "LOG_DIR": ""}.items():
+    for name, value in {"TRAINERS_NUM": "2", "TRAINER_ID": "0", "MASTER": "127.0.0.1:1"}.items():
         monkeypatch.setenv(f"PADDLE_{name}", value)
     monkeypatch.setenv("PADDLE_DISTRI_BACKEND", "auto")
     monkeypatch.setattr(distributed.dist, "init_parallel_env", lambda: None)
@@ -249,6 +248,7 @@ def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
         if os.environ["PADDLE_DISTRI_BACKEND"] != "gloo":
             device[0] = "gpu:0"
 
+    monkeypatch.setattr(distributed, "wait", lambda: None)
     monkeypatch.setattr(distributed.dist, "init_parallel_env", init_parallel_env)
     monkeypatch.setattr(paddle, "get_device", lambda: device[0])
     distributed.start()
@@ -265,13 +265,17 @@ def test_the_cpu_on_a_gpu_node_stays_the_device(monkeypatch, of_two):
 def test_stray_variables_of_another_launcher(monkeypatch, of_two, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="=".join(*variables.items())):
+    with pytest.raises(
+        UserError, match="there is no such process; unset them and start several processes with NPROC=k"
+    ):
         distributed.rank()
 
 
 def test_stray_variables_without_the_others_addresses(monkeypatch, of_two):
     monkeypatch.delenv("PADDLE_MASTER")
-    with pytest.raises(UserError, match="PADDLE_TRAINERS_NUM=2 is set, but not where the others are"):
+    with pytest.raises(
+        UserError, match=r"processes did not meet at MASTER=None .*; .* on one node unset PADDLE_TRAINERS_NUM"
+    ):
         distributed.start()
 
 
@@ -281,149 +285,93 @@ def test_stray_variables_end_training_with_one_line(monkeypatch, of_two, streams
     with pytest.raises(SystemExit) as ended:
         cli.run_command(train.main)
     out, err = capsys.readouterr()
-    assert ended.value.code == 2 and out == "" and err.startswith("error: PADDLE_TRAINER_ID=7, PADDLE_TRAINERS_NUM=2")
-    assert "NPROC=k" in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+    assert ended.value.code == 2 and out == "" and err.startswith("error: PADDLE_TRAINER_ID, PADDLE_TRAINERS_NUM")
+    assert "are 7, 2, 1: there is no such process" in err and err.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def taken_port():
+    with socket.create_server(("", 0)) as server:
+        yield server.getsockname()[1]
 
 
 @pytest.mark.parametrize(
     ("environment", "said"),
     [
-        ({}, "say which node this is, NODE_RANK=0 to 1"),
-        ({"NODE_RANK": "2"}, "NODE_RANK=0 to 1"),
-        ({"NODE_RANK": "x"}, "NODE_RANK=x: must be a whole number"),
-        ({"NODE_RANK": "0"}, "MASTER=: say where"),
-        ({"NODE_RANK": "0", "MASTER": "127.0.0.1:99999999"}, "MASTER=127.0.0.1:99999999: .* port 1 to 65535"),
-        ({"NODE_RANK": "0", "MASTER": "no.such.host.invalid:1"}, "no.such.host.invalid is not known here"),
-        ({"NODE_RANK": "1", "MASTER": "localhost:29500"}, "localhost is 127.0.0.1 on node 1, which is that node"),
+        ({"NPROC": "many"}, "NPROC=many: must be a whole number from 1 to 8"),
+        ({"NPROC": "0"}, "NPROC=0: must be"),
+        ({"NPROC": "-1"}, "NPROC=-1: must be"),
+        ({"NPROC": "9"}, "NPROC=9: must be a whole number from 1 to 8, .* at most one a GPU"),
+        ({"NNODES": "0"}, "NNODES=0: must be"),
+        ({"NNODES": "2"}, "NODE_RANK=: must be a whole number from 0 to 1, which of NNODES=2 this node is"),
+        ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2: must be a whole number from 0 to 1"),
+        ({"NNODES": "2", "NODE_RANK": "x"}, "NODE_RANK=x: must be a whole number"),
+        ({"NNODES": "2", "NODE_RANK": "0"}, "MASTER=: .*; give MASTER=address:port"),
+        ({"NNODES": "2", "NODE_RANK": "0", "MASTER": "127.0.0.1:99999999"}, "99999999: .* port from 1 to 65535"),
+        ({"NNODES": "2", "NODE_RANK": "0", "MASTER": "no.such.host.invalid:1"}, "MASTER=no.such.host.invalid:1: "),
+        (
+            {"NNODES": "2", "NODE_RANK": "0", "MASTER": "127.0.0.1:TAKEN"},
+            "Address already in use.*; give .* a free port",
+        ),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER": "localhost:29500"}, "localhost is 127.0.0.1 on node 1"),
     ],
 )
-def test_a_node_that_is_not_placed(monkeypatch, environment, said):
-    for name in ("NODE_RANK", "MASTER"):
+def test_processes_and_nodes_that_make_no_sense(monkeypatch, taken_port, environment, said):
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 8)
+    for name in ("NPROC", "NNODES", "NODE_RANK", "MASTER"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name, value.replace("TAKEN", str(taken_port)))
     with pytest.raises(UserError, match=said):
-        place_of_node(2)
+        launch.main()
 
 
-@pytest.mark.parametrize("wished", ["many", "0", "-1", "9"])
-def test_numbers_of_processes_that_make_no_sense(monkeypatch, wished):
-    monkeypatch.setenv("NPROC", wished)
-    with pytest.raises(UserError, match=f"NPROC={wished}"):
-        launch._processes(gpus=8)
+class Store:
+    """Stands for the store that the processes share: adds to a number and gives it."""
+
+    def __init__(self):
+        self.numbers = {}
+
+    def add(self, name, number):
+        self.numbers[name] = self.numbers.get(name, 0) + number
+        return self.numbers[name]
 
 
-@pytest.mark.parametrize("goodbye", [b"", b"."])
-def test_a_node_that_is_lost_is_noticed_and_one_that_has_done_its_part_is_not(monkeypatch, tmp_path, goodbye):
-    monkeypatch.setattr(launch, "SIGNALS", ())
-    monkeypatch.setattr(launch, "_TIME_TO_SAY_WHY", 0.2)
-    here, there = socket.socketpair()
-    there.sendall(goodbye)
-    there.close()
-    layout = Layout(0, [1, 1], "127.0.0.1", 1, [here])
-    command = ["sleep", "1" if goodbye else "600"]
-    environment = {**os.environ, "PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "2"}
-    processes = launch._Processes(command, [environment], tmp_path, layout)
-    assert processes.run() == (None, 0 if goodbye else 1)
-    assert processes.report(None).startswith("error: another node of this run has ended")
+def test_processes_that_believe_in_other_numbers_of_them_do_not_meet(monkeypatch, of_two):
+    """As on nodes with another NPROC or NNODES: none of them goes on."""
+    store = Store()
+    monkeypatch.setattr(distributed.core, "create_or_get_global_tcp_store", lambda: store)
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.1)
+    monkeypatch.setattr(distributed, "_waits", itertools.repeat(0))
+    for size in ("3", "2"):
+        monkeypatch.setenv("PADDLE_TRAINERS_NUM", size)
+        said = (
+            f"the {size} processes did not meet at MASTER=127.0.0.1:1 .*; start every node with the same MASTER, NNOD"
+        )
+        with pytest.raises(UserError, match=said):
+            distributed.start()
+    distributed.start()  # the second one of two
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def all_meet(*nodes, port=None):
-    """What `meet` gives, or raises, for each (node, nodes, processes); all at the same time."""
-    port, found = port or free_port(), [None] * len(nodes)
-
-    def run(index, node, of, local):
-        try:
-            found[index] = meet(node, of, "127.0.0.1", port, local)
-        except UserError as error:
-            found[index] = str(error)
-
-    threads = [threading.Thread(target=run, args=(index, *node)) for index, node in enumerate(nodes)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return found
-
-
-def test_nodes_meet_in_any_order_and_with_any_number_of_processes():
-    found = all_meet((2, 3, 1), (0, 3, 4), (1, 3, 2))
-    assert [layout.processes for layout in found] == [[4, 2, 1]] * 3
-    second, first, third = found
-    assert not first.has_lost_a_node()
-    second.say_goodbye()
-    assert not first.has_lost_a_node() and len(first.others) == 1
-    third.others[0].close()
-    assert first.has_lost_a_node()
-    assert [layout.node for layout in found] == [2, 0, 1] and len({layout.port for layout in found}) == 1
-
-
-def test_a_node_that_does_not_come_is_said_and_given_up(monkeypatch, capsys):
-    monkeypatch.setattr(meeting, "_SAY_EVERY", 0.5)
-    monkeypatch.setattr(meeting, "_GIVE_UP", 2)
-    found = all_meet((0, 3, 1), (1, 3, 1))
-    assert found[0].startswith("node 2 did not come within") and "the other nodes at" in found[1]
-    assert "still waiting for node 2\n" in capsys.readouterr().out
-
-
-@pytest.fixture
-def first_node(request):
-    """The first node, waiting in a thread; gives its port and what ends the wait and gives its layout."""
-    received, port = [], free_port()
-    thread = threading.Thread(target=lambda: received.append(meet(0, request.param, "127.0.0.1", port, 1)))
-    thread.start()
-
-    def finish():
-        thread.join(60)
-        return received[0]
-
-    return port, finish
-
-
-def call(port, text: bytes):
-    """Connect as soon as the first node listens, say `text`, and go away."""
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port)) as caller:
-                caller.sendall(text)
-            return
-        except ConnectionRefusedError:
-            time.sleep(0.01)
-
-
-@pytest.mark.parametrize("first_node", [3], indirect=True)
-def test_a_node_of_another_run_is_named_and_one_that_comes_again_is_taken(first_node, capsys):
-    port, finish = first_node
-    with pytest.raises(UserError, match=r"^NNODES=2, NODE_RANK=1: the first node waits for 1 to 2 of NNODES=3; "):
-        meet(1, 2, "127.0.0.1", port, 9)
-    call(port, b'{"node": 1, "nodes": 3, "processes": 9}\n')
-    assert [layout.processes for layout in all_meet((1, 3, 2), (2, 3, 4), port=port)] == [[1, 2, 4]] * 2
-    assert finish().processes == [1, 2, 4]
-    assert "not of this run: NNODES=2, NODE_RANK=1\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("first_node", [2], indirect=True)
-def test_whoever_else_calls_is_not_a_node(first_node):
-    """A port scanner, a browser: closed at once, and the nodes meet."""
-    port, finish = first_node
-    for text in (b"GET / HTTP/1.0\r\n\r\n", b"[]\n", b"\n", b'{"node": 1}\n', b""):
-        call(port, text)
-    assert meet(1, 2, "127.0.0.1", port, 5).processes == finish().processes == [1, 5]
-
-
-def test_a_port_that_is_taken():
-    with socket.create_server(("", 0)) as server, pytest.raises(UserError, match="cannot listen there"):
-        meet(0, 2, "127.0.0.1", server.getsockname()[1], 1)
-
-
-def test_missing_streams_of_python():
-    line = f'exec "{sys.executable}" -m reproduce.train digits --seed -1 <&- >&- 2>&-'
-    assert subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True).returncode == 2
+def test_ctrl_c_ends_a_node_that_waits_for_the_others(tmp_path):
+    program = """
+import signal
+from reproduce import distributed
+set_signal = signal.signal
+def tell(*given):
+    print("waits", flush=True)
+    return set_signal(*given)
+signal.signal = tell
+distributed.start()
+"""
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    process = launch_program(tmp_path, program, NPROC="1", NNODES="2", NODE_RANK="0", MASTER=f"127.0.0.1:{port}")
+    line = f"launch:     node 0 of 2, processes 0 to 0 of 2, meeting at 127.0.0.1:{port}\n"
+    assert process.stdout.readline() == line and process.stdout.readline() == "waits\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "") and process.returncode == 130
 
 
 @pytest.fixture(scope="module")
