@@ -60,7 +60,7 @@ def start() -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle lists the flags that it was started with
         try:
             wait()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, SystemError, ValueError) as error:  # Paddle's, after 15 minutes
             text = f"the {size()} processes did not meet at MASTER={os.environ.get('PADDLE_MASTER')}"
             remedy = "start every node with the same MASTER, NNODES and NPROC; on one node unset PADDLE_TRAINERS_NUM"
             raise UserError(f"{text} ({str(error).strip().splitlines()[0]}); {remedy}") from None

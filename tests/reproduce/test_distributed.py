@@ -91,13 +91,13 @@ def test_recompute_gives_the_same_bytes_with_dropout_and_two_processes(tmp_path)
         assert value.tobytes() == found[name].tobytes(), name
 
 
-def two_nodes(out, *arguments, processes=(1, 1)):
+def two_nodes(out, *arguments):
     """The same run on two nodes, which are both this machine; each node's output is in a folder of its own."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     nodes = []
-    for rank, number in enumerate(processes):
-        node = Run(out, *arguments, processes=number, NNODES="2", NODE_RANK=str(rank), MASTER=address)
+    for rank in ("0", "1"):
+        node = Run(out, *arguments, NNODES="2", NODE_RANK=rank, MASTER=address)
         node.streams = out / f"node{rank}"
         nodes.append(node)
     return nodes
@@ -120,8 +120,7 @@ def test_two_nodes_compute_as_one_process(tmp_path, one_process):
 
 @pytest.mark.slow
 def test_two_nodes_evaluate_as_one_process(tmp_path, command):
-    """One node has a process, the other one two; 7 images at a time."""
-    nodes = two_nodes(tmp_path, processes=(1, 2))
+    nodes = two_nodes(tmp_path)
     for node in nodes:
         node.arguments = ["checkpoints/digits.pdparams", "--batch_size", "7", "--output", str(tmp_path / "found.npz")]
     finish_all(nodes, module="reproduce.evaluate")
