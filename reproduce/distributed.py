@@ -9,6 +9,7 @@ import io
 import itertools
 import os
 import signal
+import socket
 import time
 
 import numpy as np
@@ -21,6 +22,7 @@ from common.errors import UserError
 from data.sampling import pieces
 
 _waits = itertools.count()
+_TIME_TO_COME = 900  # seconds, as in Paddle's store
 _PATIENCE = 1800  # seconds, as NCCL has; the launcher notices at once when a process of its node ends
 
 
@@ -53,21 +55,33 @@ def start() -> None:
     """Connect the processes. The device must have been chosen before; UserError when the others do not come."""
     if size() == 1:
         return
-    device = paddle.get_device()
-    if device == "cpu":
+    if paddle.get_device() == "cpu":
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"  # else a CUDA build takes the GPU, whatever was chosen
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Paddle waits where Python hears no Ctrl-C
     with contextlib.redirect_stderr(io.StringIO()):  # Paddle lists the flags that it was started with
         try:
-            wait()
-        except (RuntimeError, SystemError, ValueError) as error:  # Paddle's, after 15 minutes
+            if rank() > 0:
+                _await_first_process()
+            wait()  # Paddle waits for all, and gives up after 15 minutes
+        except (OSError, RuntimeError, SystemError, ValueError) as error:
             text = f"the {size()} processes did not meet at MASTER={os.environ.get('PADDLE_MASTER')}"
             remedy = "start every node with the same MASTER, NNODES and NPROC; on one node unset PADDLE_TRAINERS_NUM"
             raise UserError(f"{text} ({str(error).strip().splitlines()[0]}); {remedy}") from None
         dist.init_parallel_env()
     signal.signal(signal.SIGINT, on_interrupt)
-    if paddle.get_device() != device:
-        raise RuntimeError(f"Paddle took {paddle.get_device()} when the processes connected; {device} was chosen")
+
+
+def _await_first_process() -> None:
+    """Return when it listens; OSError after _TIME_TO_COME. Paddle itself would try for ever."""
+    host, _, port = os.environ.get("PADDLE_MASTER", "").rpartition(":")
+    until = time.monotonic() + _TIME_TO_COME
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=2).close()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.1)
 
 
 def described() -> str:

@@ -32,8 +32,6 @@ _MANY = 10_000  # processes or nodes
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
-# set by other launchers on many clusters; Paddle would take them before its own
-_NOT_OURS = ("MASTER_ADDR", "MASTER_PORT", "PADDLE_BACKUP_ENV_PATH")
 
 
 def main() -> None:
@@ -102,7 +100,7 @@ def _place(nodes: int) -> tuple[int, str, int]:
 
 def _environment(rank: int, local: int, nodes: int, address: str, port: int, on_gpu: bool) -> dict[str, str]:
     """What Paddle reads in process `rank`, one of `local` on its node, beside what the user has set."""
-    given = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    given = dict(os.environ)
     endpoints = [f"{address}:{port + 1 + each}" for each in range(nodes * local)]  # names only
     if "OMP_NUM_THREADS" in SET_HERE:
         given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
