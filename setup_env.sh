@@ -15,11 +15,6 @@
 setup_root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 setup_venv=$setup_root/.venv
 
-for setup_number in 0 1 2; do # streams that were closed (`>&-`); bash may have opened the script in their place
-  [[ -e /dev/fd/$setup_number && ! /dev/fd/$setup_number -ef $setup_root/${0##*/} ]] ||
-    eval "exec $setup_number<>/dev/null"
-done
-
 setup_say() { printf 'setup: %s\n' "$*" >&2; }
 setup_fail() {
   setup_say "$@"

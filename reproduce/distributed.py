@@ -150,8 +150,3 @@ def average_gradients(parameters) -> None:
     """
     if size() > 1:
         fused_allreduce_gradients(list(parameters), None)
-
-
-def is_lost_contact(error: Exception) -> bool:
-    """Whether `error` is the message layer's complaint that another process is gone."""
-    return size() > 1 and any(name in str(error) for name in ("gloo", "NCCL", "nccl", "TCP"))
