@@ -2,9 +2,8 @@
 
     python -m reproduce.launch reproduce.train RECIPE [--option value ...]      what run_train.sh calls
 
-takes all visible GPUs, one process each. NPROC=k takes k of them, or k processes on a CPU. Several nodes: the same
-command on each, with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node); all have the same number
-of processes.
+takes all visible GPUs, one process each. NPROC=k takes k of them, or k processes on a CPU. Several nodes, with as many
+processes each: the same command with NNODES, NODE_RANK (from 0) and MASTER (address:port of the first node).
 
 The first process of a node writes to the terminal, the others to files. Signals reach all processes, which may take
 their time to save. When one fails the others are ended, and its last lines are shown. Nothing outlives this process.
@@ -64,7 +63,7 @@ def main() -> None:
         print(f"rank {ranks[first]}: {line}", file=sys.stderr)
     how = "failed, see above" if codes[first] > 0 else f"was ended by {signal.Signals(-codes[first]).name}"
     text = f"error: rank {ranks[first]} of {size} {how}, and the others were ended; the same command continues the run"
-    print(f"{text}; what they wrote is in {folder} on {socket.gethostname()}", file=sys.stderr)
+    print(f"{text}; what the others wrote is in {folder} on {socket.gethostname()}", file=sys.stderr)
     sys.exit(code)
 
 

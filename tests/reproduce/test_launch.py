@@ -64,7 +64,7 @@ sys.exit("ValueError: the reason")
     (folder,) = tmp_path.glob("reproduce-launch-*")
     assert err.splitlines()[-1] == (
         "error: rank 1 of 2 failed, see above, and the others were ended; the same command continues the run; "
-        f"what they wrote is in {folder} on {socket.gethostname()}"
+        f"what the others wrote is in {folder} on {socket.gethostname()}"
     )
     assert "line 0\n" in (folder / "rank_1.log").read_text()
 
@@ -409,10 +409,11 @@ def script(run, *words):
     return done.stdout
 
 
-@pytest.fixture
-def trained_on_pictures(tmp_path, pictures):
+@pytest.fixture(scope="module")
+def trained_on_pictures(tmp_path_factory, pictures):
     """By two processes, each with a decoder of its own, which is not taken for a process of another launcher."""
-    run = Run(tmp_path, "digits", "--dataset", "imagenet", "--data_dir", pictures, processes=2, PYTHON=sys.executable)
+    out = tmp_path_factory.mktemp("trained")
+    run = Run(out, "digits", "--dataset", "imagenet", "--data_dir", pictures, processes=2, PYTHON=sys.executable)
     options = "--workers 1 --batch_size 4 --num_steps 2 --warmup_steps 1 --eval_every 0 --validation_per_class 1"
     script(run, "run_train.sh", *run.arguments, *options.split())
     return run
