@@ -107,10 +107,10 @@ def _environment(rank: int, local: int, nodes: int, address: str, port: int, on_
         given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
     if nodes == 1:
         given.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo wants this machine's name to have an address
-    device = {"FLAGS_selected_gpus": str(rank % local)} if on_gpu else {"PADDLE_DISTRI_BACKEND": "gloo"}
+    if on_gpu:
+        given["FLAGS_selected_gpus"] = str(rank % local)
     return {
         **given,
-        **device,
         "PADDLE_MASTER": f"{address}:{port}",
         "PADDLE_NNODES": str(nodes),
         "PADDLE_TRAINERS_NUM": str(nodes * local),
