@@ -27,6 +27,10 @@ def atomic_write(path, mode: str = "wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     flush_to_disk(path.parent)

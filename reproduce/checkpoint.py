@@ -8,7 +8,6 @@ and so is the rate (optim.py), so none of them needs saving.
 import hashlib
 import io
 import pickle
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,12 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from models.weights import read_weights
 from reproduce import distributed
 from reproduce.recipes import Recipe
 
 _KEPT = 2
+_NAMES = f"step_{8 * '[0-9]'}.pdstate"
 _RESTART = "say --restart to set the run aside and start over"
-_STATE_NAME = re.compile(r"step_\d{8}\.pdstate")
 
 
 @dataclass
@@ -52,6 +50,33 @@ class State:
     scaler: dict  # loss scaling of fp16; empty otherwise
 
 
+def save(folder: Path, progress: Progress, meaning: dict, model, optimizer, scaler) -> None:
+    """Write a State into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
+    remembered = optimizer.state_dict()
+    state = {
+        "progress": vars(progress),
+        "meaning": meaning,
+        "model": {name: value.numpy() for name, value in model.state_dict().items()},
+        "optimizer": {  # by our names: Paddle's names of parameters count up and differ in each process
+            f"{name}|{key.removeprefix(parameter.name)}": value.numpy()
+            for name, parameter in model.named_parameters()
+            for key, value in remembered.items()
+            if key.startswith(f"{parameter.name}_")
+        },
+        "scaler": scaler.state_dict() if scaler is not None else {},
+    }
+    payload = pickle.dumps(state, protocol=4)
+    path = folder / f"step_{progress.step:08d}.pdstate"
+    for newer in _files(folder):
+        if newer.name > path.name:  # a damaged one that the run has gone on without
+            newer.unlink()
+    with atomic_write(path) as file:
+        file.write(hashlib.sha256(payload).digest())
+        file.write(payload)
+    for old in _files(folder)[:-_KEPT]:
+        old.unlink()
+
+
 def restore(state: State, model, optimizer, scaler) -> None:
     """Put a state back into freshly built objects of the same recipe."""
     model.set_state_dict({name: paddle.to_tensor(value) for name, value in state.model.items()})
@@ -64,57 +89,6 @@ def restore(state: State, model, optimizer, scaler) -> None:
         scaler.load_state_dict(state.scaler)
 
 
-def _accumulators(model, optimizer) -> dict:
-    """What the optimizer remembers, by our names: Paddle's names of parameters count up and differ in each process."""
-    ours = {parameter.name: name for name, parameter in model.named_parameters()}
-    found = {}
-    for key, value in optimizer.state_dict().items():
-        owner = next((theirs for theirs in ours if key.startswith(f"{theirs}_")), None)
-        if owner is not None and isinstance(value, paddle.Tensor):
-            found[f"{ours[owner]}|{key.removeprefix(owner)}"] = value
-    return found
-
-
-def save(folder: Path, progress: Progress, meaning: dict, model, optimizer, scaler) -> Path:
-    """Write a State into `folder` and drop all but the last two. The file begins with the SHA-256 of the rest."""
-    state = {
-        "progress": vars(progress),
-        "meaning": meaning,
-        "model": {name: value.numpy() for name, value in model.state_dict().items()},
-        "optimizer": {ours: value.numpy() for ours, value in _accumulators(model, optimizer).items()},
-        "scaler": scaler.state_dict() if scaler is not None else {},
-    }
-    payload = pickle.dumps(state, protocol=4)
-    path = folder / f"step_{progress.step:08d}.pdstate"
-    for newer in _files(folder):
-        if newer.name > path.name and newer.is_file():  # a damaged one that the run has gone on without
-            newer.unlink()
-    with atomic_write(path) as file:
-        file.write(hashlib.sha256(payload).digest())
-        file.write(payload)
-    for old in _files(folder)[:-_KEPT]:
-        if old.is_file():
-            old.unlink()
-    return path
-
-
-def tried(path: Path, write) -> bool:
-    """Have the first process call `write(path)`; whether that worked, in every process.
-
-    A disk that is full does not end the run: atomic_write keeps what was there before, and stderr says so.
-    """
-    failed = 0
-    if distributed.is_main():
-        try:
-            write(path)
-        except OSError as error:
-            failed = 1
-            text = f"warning: {path}: could not be saved ({error.strerror}); what was saved before is kept"
-            print(f"{text}, and training goes on: make room before the next save", file=sys.stderr)
-    distributed.wait()  # the others have nothing to do meanwhile
-    return not distributed.largest([failed])[0]
-
-
 def load_latest(folder: Path) -> State | None:
     """The newest undamaged state of `folder`, None when there is none yet.
 
@@ -122,49 +96,42 @@ def load_latest(folder: Path) -> State | None:
     """
     paths = _files(folder)
     for path in reversed(paths):
-        if path.is_file():
-            content = path.read_bytes()
-            digest, payload = content[:32], content[32:]
-            if hashlib.sha256(payload).digest() == digest:
-                return _unpack(load_pickle(io.BytesIO(payload), str(path)), path)
+        content = path.read_bytes()
+        digest, payload = content[:32], content[32:]
+        if hashlib.sha256(payload).digest() == digest:
+            found = load_pickle(io.BytesIO(payload), str(path))
+            try:
+                return State(**{**found, "progress": Progress(**found["progress"])})
+            except (KeyError, TypeError):
+                text = f"{path}: was written by another version of this project"
+                raise UserError(f"{text}; go on with it, or {_RESTART}") from None
         print(f"warning: {path} is damaged (its checksum does not match)", file=sys.stderr)
     if paths:
-        names = ", ".join(path.name for path in paths)
-        raise UserError(f"{folder}: all checkpoints are damaged ({names}); {_RESTART}")
+        raise UserError(f"{folder}: all checkpoints are damaged; {_RESTART}")
     return None
 
 
-def _unpack(content: dict, path: Path) -> State:
-    try:
-        return State(**{**content, "progress": Progress(**content["progress"])})
-    except (KeyError, TypeError):
-        text = f"{path}: was written by another version of this project"
-        raise UserError(f"{text}; go on with it, or {_RESTART}") from None
-
-
-def is_of_step(path: Path, step: int) -> bool:
-    """Whether the weight file `path` is there and was written after update `step`."""
-    try:
-        return read_weights(path).metadata.get("step") == step
-    except UserError:  # damaged, or not there
-        return False
+def load_resumable(folder: Path, recipe: Recipe) -> State | None:
+    """`load_latest`; raises UserError where it is of other settings, or the processes have found different ones."""
+    state = load_latest(folder)
+    if state is not None:
+        check_same_meaning(state.meaning, recipe.meaning(), folder)
+    distributed.same_everywhere(
+        state.progress.step if state is not None else 0,
+        f"{folder}: the processes see different checkpoints there; give --out a folder that all nodes share",
+    )
+    return state
 
 
 def where_it_stands(folder: Path) -> str:
-    """Which state `load_latest` would go on from, for a message; the first process looks and the others wait."""
-    text = ""
-    if distributed.is_main():
-        state = load_latest(folder)
-        text = "no checkpoint yet"
-        if state is not None:
-            text = f"the last good checkpoint in {folder} is after step {state.progress.step}"
-    distributed.wait()  # the launcher ends all when one ends
-    return text
+    """Which state a run would go on from, for a message."""
+    paths = _files(folder)
+    return f"the last checkpoint is {paths[-1]}" if paths else "no checkpoint yet"
 
 
 def _files(folder: Path) -> list[Path]:
     """The states of a run, oldest first: only the project's own names."""
-    return sorted(path for path in folder.glob("step_*.pdstate") if _STATE_NAME.fullmatch(path.name))
+    return sorted(folder.glob(_NAMES))
 
 
 def changed_settings(existing: dict, meaning: dict) -> str:
@@ -182,13 +149,3 @@ def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
     if changed:
         text = f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, or"
         raise UserError(f"{text} {_RESTART}")
-
-
-def check_resumable(state: State | None, recipe: Recipe, folder: Path) -> None:
-    """Raise UserError where `state` is of other settings, or the processes have found different ones."""
-    if state is not None:
-        check_same_meaning(state.meaning, recipe.meaning(), folder)
-    distributed.same_everywhere(
-        state.progress.step if state is not None else 0,
-        f"{folder}: the processes see different checkpoints there; give --out a folder that all nodes share",
-    )

@@ -18,11 +18,9 @@ from tqdm import tqdm
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.pixels import SCALES
-from data import CLASSES, FROM_FILES, load_dataset
+from data import CLASSES, FROM_FILES, DataSet, load_dataset
 from data.prepared import preparation, resize_option
 from models.fast_cpu import speed_up
-from models.resnet import CNNConfig
-from models.two_networks import TwoNetworksConfig
 from models.vit import ACTIVATIONS, POOLINGS
 from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
@@ -31,9 +29,7 @@ from reproduce.rdrop import log_softmax
 from reproduce.recipes import Recipe, what_is_wrong
 
 RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
-_CALIBRATION_BINS = 15
 _CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
-_READ = (*_CHOICE, "dataset", "eval_batch_size")  # of the recipe in a weight file
 
 
 class Evaluation(NamedTuple):
@@ -48,9 +44,9 @@ class Evaluation(NamedTuple):
         """Accuracies and calibration error as fractions of 1, nll in nats, and the exact counts."""
         hits = self.top5 == self.labels[:, None]
         correct, total = int(hits[:, 0].sum()), len(self.labels)
-        top5 = {}
-        if hits.shape[1] == 5:  # with fewer classes it says nothing
-            top5 = {"top5_accuracy": int(hits.any(axis=1).sum()) / total}
+        top5 = {"top5_accuracy": int(hits.any(axis=1).sum()) / total}
+        if hits.shape[1] < 5:  # with fewer classes it says nothing
+            top5 = {}
         return {
             "accuracy": correct / total,
             **top5,
@@ -65,7 +61,7 @@ class Evaluation(NamedTuple):
             np.savez_compressed(file, **self._asdict())
 
 
-def expected_calibration_error(confidence, hit, bins: int = _CALIBRATION_BINS) -> float:
+def expected_calibration_error(confidence, hit, bins: int = 15) -> float:
     """Mean over images of |accuracy - confidence| of their bin of confidence; equal bins (Guo et al., 1706.04599)."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gap = np.bincount(which, weights=hit.astype(np.float64) - confidence.astype(np.float64), minlength=bins)
@@ -181,8 +177,8 @@ def _parser() -> Parser:
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")
-    parser.add_argument("--batch_size", type=int, default=0, help="images at once; default as in training, or 100")
-    parser.add_argument("--image_size", type=int, default=0, help="pixels; default: what the weights are made for")
+    parser.add_argument("--batch_size", type=int, help="images at once; default as in training, or 100")
+    parser.add_argument("--image_size", type=int, help="pixels; default: what the weights are made for")
     add_weight_options(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
@@ -207,106 +203,92 @@ def add_weight_options(parser: Parser) -> None:
 def chosen_of(options) -> dict:
     """What the options of `add_weight_options`, and --image_size, say."""
     names = ("heads", "layer_norm_epsilon", "pooling", "activation", "scale", "resize", "entry", "image_size")
-    said = {name: getattr(options, name, None) for name in names}
-    return {name: value for name, value in said.items() if value not in (None, 0)}
+    return {name: value for name, value in vars(options).items() if name in names and value is not None}
 
 
 def main(argv=None) -> None:
     options = parse(_parser(), argv)
-    for name in ("batch_size", "image_size", "heads", "layer_norm_epsilon", "workers"):
-        if not (getattr(options, name) or 0) >= 0:  # also not a number
-            raise UserError(f"--{name} {getattr(options, name)}: must not be negative")
+    if (options.batch_size or 1) < 1 or options.workers < 0:
+        raise UserError("--batch_size must be at least 1, and --workers at least 0")
     if options.output and (Path(options.output).is_dir() or not Path(options.output).parent.is_dir()):
         raise UserError(f"--output {options.output}: must be a file in a folder that exists")
     device = choose_device(options.device)
     distributed.start()
     model, weights, report = model_from_file(options.weights, **chosen_of(options))
-    config = model.config
-    recipe = _recipe_of(weights)
-    dataset = options.dataset or recipe.get("dataset") or _dataset_of(config.num_classes, weights.path)
-    own = dataset == recipe.get("dataset")
-    choice = {k: recipe.get(k, 0) if own else 0 for k in _CHOICE}
-    if options.split != "test" and not own:
-        raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
-    data = load_dataset(dataset, options.data_dir, **choice, strict=options.strict, workers=options.workers)
-    if len(data.class_names) != config.num_classes:
-        raise UserError(
-            f"{weights.path}: its head has {config.num_classes} classes, {dataset} has {len(data.class_names)}; "
-            "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
-        )
-    assumed = _assumed_of(weights, data.class_names, f"{dataset} {options.data_dir}".rstrip())
-    for note in data.notes:
-        say("note", note)
+    config, recipe = model.config, _recipe_of(weights)
+    data = _data_of(options, weights, recipe)
+    assumed = dict(weights.assumed) | _classes_assumed(weights, config.num_classes, data)
     split, prepared = getattr(data, options.split), "resized whole"
-    if dataset in FROM_FILES:
-        prepared = preparation(weights.pictures, dataset, config.image_size)
+    if data.name in FROM_FILES:
+        prepared = preparation(weights.pictures, data.name, config.image_size)
         split = prepared.split(split)
     elif options.resize is None and "resize" in weights.pictures:
         assumed["resize"] = "whole"
     elif options.resize and options.resize.keep_ratio:
-        raise UserError(f"--resize: the images of {dataset} are small and resized whole; leave it out")
+        raise UserError(f"--resize: the images of {data.name} are small and resized whole; leave it out")
+    batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
+    for note in data.notes:
+        say("note", note)
     say("weights", f"{weights.path}: {report}")
     if assumed:
         say("assumed", assumptions(assumed))
-    say("network", f"{_network(config)}, {config.image_size} px, {config.num_classes} classes")
+    say("network", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()))
     say("device", f"{device}, fp32{distributed.described()}")
-    batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
-    say("images", f"{dataset}, {options.split} split, {len(split):,} images, {batch_size} at once, each {prepared}")
-    found = evaluate_parts(
-        speed_up(model), split, config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
-    )
+    say("images", f"{data.name}, {options.split} split, {len(split):,} images, {batch_size} at once, each {prepared}")
+    how = config.image_size, batch_size, options.workers, options.split, weights.pictures["scale"]
+    found = evaluate_parts(speed_up(model), split, *how)
     metrics = {name: evaluation.metrics() for name, evaluation in found.items()}
     for name, values in metrics.items():
         say(name or "result", describe(values))
-    if not distributed.is_main():
-        return
-    if options.output:
-        found[""].save(options.output)
-        say("written", options.output)
-    what = {"weights": str(Path(options.weights)), "dataset": dataset, "split": options.split}
-    print(json.dumps({**what, **metrics.pop(""), **metrics}))
-
-
-def _network(config) -> str:
-    if isinstance(config, TwoNetworksConfig):
-        return f"{_network(config.first)} and {_network(config.second)}"
-    if isinstance(config, CNNConfig):
-        return config.network
-    blocks = f"{config.depth} blocks of width {config.width}, {config.heads} heads"
-    return f"patch {config.patch_size}, {blocks}, LayerNorm epsilon {config.layer_norm_epsilon}"
-
-
-def _assumed_of(weights: Weights, class_names: list[str], dataset: str) -> dict:
-    """What is assumed in an evaluation. Raises UserError when the classes are known and not those of the data set.
-
-    A config of others may spell the same names otherwise; one that has them in another order is refused.
-    """
-    theirs, assumed = weights.pictures.get("class_names", class_names), dict(weights.assumed)
-    another_order = sorted(theirs) == sorted(class_names) and theirs != class_names
-    if another_order or weights.metadata.get("class_names", class_names) != class_names:
-        text = f"{weights.path}: its classes are others than those of {dataset}, or in another order"
-        raise UserError(f"{text}; evaluate it on the data set that it was trained on")
-    if theirs != class_names:
-        assumed["class_order"] = "that of the data set"
-    return assumed
+    if distributed.is_main():
+        if options.output:
+            found[""].save(options.output)
+            say("written", options.output)
+        what = {"weights": str(Path(options.weights)), "dataset": data.name, "split": options.split}
+        print(json.dumps({**what, **metrics.pop(""), **metrics}))
 
 
 def _recipe_of(weights: Weights) -> dict:
     """What the metadata of our own files says about data; it comes from outside, so it is checked."""
     recipe = weights.metadata.get("recipe", {})
-    read = [field for field in dataclasses.fields(Recipe) if field.name in recipe and field.name in _READ]
-    for field in read:
-        if wrong := what_is_wrong(field, recipe[field.name]):
-            raise UserError(f"{weights.path}: its metadata has {field.name} {recipe[field.name]!r:.40}: {wrong}")
+    for field in dataclasses.fields(Recipe):
+        if field.name in recipe and field.name in (*_CHOICE, "dataset", "eval_batch_size"):
+            wrong = what_is_wrong(field, recipe[field.name])
+            if wrong:
+                raise UserError(f"{weights.path}: its metadata has {field.name} {recipe[field.name]!r:.40}: {wrong}")
     return recipe
 
 
-def _dataset_of(num_classes: int, path) -> str:
-    fitting = [name for name, count in CLASSES.items() if count == num_classes]
-    if len(fitting) == 1:
-        return fitting[0]
-    text = f"{path}: does not say its data set, and {num_classes} classes fit"
-    raise UserError(f"{text} {' and '.join(fitting) or 'none that is known'}; say --dataset NAME")
+def _data_of(options, weights: Weights, recipe: dict) -> DataSet:
+    """The data set asked for, its images chosen as in training where the weights come from it."""
+    trained_on = recipe.get("dataset")
+    name, choice = options.dataset or trained_on, {}
+    if name is None:
+        raise UserError(f"{weights.path}: does not say which data set it is for; say --dataset NAME")
+    if name == trained_on:
+        choice = {key: value for key, value in recipe.items() if key in _CHOICE}
+    elif options.split != "test":
+        raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
+    return load_dataset(name, options.data_dir, **choice, strict=options.strict, workers=options.workers)
+
+
+def _classes_assumed(weights: Weights, num_classes: int, data: DataSet) -> dict:
+    """What is assumed about the order of the classes. Raises UserError when they are known and not those of `data`.
+
+    A config of others may spell the same names otherwise; one that has them in another order is refused.
+    """
+    names = data.class_names
+    if len(names) != num_classes:
+        raise UserError(
+            f"{weights.path}: its head has {num_classes} classes, {data.name} has {len(names)}; "
+            "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
+        )
+    theirs = weights.pictures.get("class_names", names)
+    another_order = sorted(theirs) == sorted(names) and theirs != names
+    if another_order or weights.metadata.get("class_names", names) != names:
+        text = f"{weights.path}: its classes are others than those of {data.name}, or in another order"
+        raise UserError(f"{text}; evaluate it on the data set that it was trained on")
+    return {} if theirs == names else {"class_order": "that of the data set"}
 
 
 if __name__ == "__main__":

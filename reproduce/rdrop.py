@@ -48,12 +48,11 @@ def rdrop_loss(logits_a, logits_b, labels, alpha, kl_sum_over=1, form="sum", pad
     """
     if form not in FORMS:
         raise ValueError(f"form {form!r}: one of {FORMS}")
-    log_p = _log_softmax(logits_a, pad_mask)
-    cross_entropy = _masked_mean(-_pick(log_p, labels, pad_mask), pad_mask)
+    log_p, cross_entropy = _view(logits_a, labels, pad_mask)
     if logits_b is None:
         return RDropLoss(cross_entropy, cross_entropy, paddle.zeros_like(cross_entropy))
-    log_q = _log_softmax(logits_b, pad_mask)
-    cross_entropy = (cross_entropy + _masked_mean(-_pick(log_q, labels, pad_mask), pad_mask)) / 2
+    log_q, second = _view(logits_b, labels, pad_mask)
+    cross_entropy = (cross_entropy + second) / 2
     # KL12 + KL21 in one sum whose terms are all >= 0; (P - Q) is exactly 0 where both have underflowed.
     kl_both_ways = ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(axis=-1)
     kl = _masked_mean(kl_both_ways, pad_mask) / 2
@@ -66,19 +65,16 @@ def log_softmax(logits):
     return logits - paddle.logsumexp(logits, axis=-1, keepdim=True)
 
 
-def _log_softmax(logits, pad_mask):
+def _view(logits, labels, pad_mask):
+    """log P of every class, and the mean of -log P(y)."""
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype("float32")
-    if pad_mask is not None:  # padding may hold inf or nan, and their gradient would be 0 * nan = nan
+    if pad_mask is not None:  # padding may hold any label, and inf or nan, whose gradient would be 0 * nan = nan
         logits = paddle.where(pad_mask.unsqueeze(-1), paddle.zeros_like(logits), logits)
-    return log_softmax(logits)
-
-
-def _pick(log_p, labels, pad_mask):
-    """log P(y): (..., classes), (...) -> (...). Padded positions may hold any label, -1 and the like too."""
-    if pad_mask is not None:
         labels = paddle.where(pad_mask, paddle.zeros_like(labels), labels)
-    return paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
+    log_p = log_softmax(logits)
+    log_p_of_label = paddle.take_along_axis(log_p, labels.unsqueeze(-1), axis=-1).squeeze(-1)
+    return log_p, _masked_mean(-log_p_of_label, pad_mask)
 
 
 def _masked_mean(x, pad_mask):

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import sys
 import time
-from pathlib import Path
 
 import paddle
 from tqdm import tqdm
@@ -12,56 +11,65 @@ from tqdm import tqdm
 from common.errors import UserError
 from models.weights import load_weights, read_weights, save_weights
 from reproduce import checkpoint, distributed
-from reproduce.checkpoint import Progress, State, tried
+from reproduce.checkpoint import Progress, State
 from reproduce.cli import Stopped, on_gpu, say
 from reproduce.evaluate import Interrupted, evaluate_parts, metrics_of, scores
-from reproduce.plan import duration
 from reproduce.run_log import RunLog, machine
 
 _SECONDS_BETWEEN_SAVES = 600  # on a GPU, where 100 updates pass quickly and a state of ViT-B/16 has 690 MB
 _STEPS_ON_CPU = 100  # between two saves
-_STEPS_TO_MEASURE = 20  # before the time left is said
 _MOST_SKIPPED = 20  # updates in a row: loss scaling has then come from 65,536 to below 1
 
 
 class Run:
     """One run: its progress, records and files. Every process has one; the first process writes.
 
+    A disk that is full ends the run with an OSError. What was saved before is whole, and the run goes on from it.
+
     Args:
         job: see job.py; the folders logs/<run> and checkpoints/<run> are below `job.out`.
+        state: what `load_resumable` found, None for a new run.
         images: fingerprint of the images, a part of what the run means.
-        state: what `load_latest` found, None for a new run.
     """
 
     def __init__(self, job, data, model, optimizer, scaler, state: State | None, images: str):
         self.recipe, self.data, self.model, self.optimizer, self.scaler = job.recipe, data, model, optimizer, scaler
         self.logs, self.saved = job.logs, job.saved
         self.meaning = {**job.recipe.meaning(), "images": images}
-        self.progress = state.progress if state is not None else Progress()
+        self.progress = Progress()
         if state is not None:
             self._resume(state)
         self.progress.processes = distributed.size()
         distributed.wait()  # each process has taken its own time so far
         distributed.same_weights(model)
-        recipe, network = dataclasses.asdict(job.recipe), dataclasses.asdict(model.config)
-        self._provenance = {"run": job.run, "recipe": recipe, "network": network}
-        header = {
-            **self._provenance,
-            "images": images,
+        self._about = {  # also goes into the weight files
+            "run": job.run,
+            "recipe": dataclasses.asdict(job.recipe),
+            "network": dataclasses.asdict(model.config),
             "class_names": data.class_names,
+        }
+        header = {
+            **self._about,
+            "images": images,
             "machine": machine(),
             "continued_after_step": self.step,
             "finished": False,
         }
-        self.log = RunLog(self.logs, header, self.progress.rows, continued=self.step > 0)
-        self._improved, self._best_before, self._skipped = False, self.progress.best, 0
+        self.log = RunLog(self.logs, header, self.progress.rows)
         self._check_best_weights()
-        self._began, self._earlier_seconds = time.perf_counter(), self.progress.seconds
-        self._first_step, self._last_save = self.step, time.monotonic()
-        options = {"desc": job.run, "unit": "step", "dynamic_ncols": True, "disable": not distributed.is_main()}
-        if sys.stderr is None or not sys.stderr.isatty():
-            options["mininterval"] = 30  # seconds: a file needs no moving picture
-        self.bar = tqdm(total=self.recipe.num_steps, initial=self.step, **options)
+        self._skipped = 0
+        self._began = time.perf_counter() - self.progress.seconds
+        self._last_save = time.monotonic()
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(
+            desc=job.run,
+            total=self.recipe.num_steps,
+            initial=self.step,
+            unit="step",
+            mininterval=0.1 if terminal else 30,  # seconds: a file needs no moving picture
+            dynamic_ncols=True,
+            disable=not distributed.is_main(),
+        )
 
     @property
     def step(self) -> int:
@@ -86,44 +94,24 @@ class Run:
             if self.progress.best:
                 text += f", best {self.recipe.select_on} {100 * self.progress.best['accuracy']:.2f} %"
             self.bar.set_postfix_str(text)
-        if step == self._first_step + _STEPS_TO_MEASURE:
-            each = (time.perf_counter() - self._began) / _STEPS_TO_MEASURE
-            with tqdm.external_write_mode():
-                say("time", f"{duration(each * (self.recipe.num_steps - step))} of training left at this speed")
 
     def _check_finite(self, step: int, found: dict) -> None:
         """With loss scaling, an update whose gradients overflow is skipped, and the next one is scaled less."""
-        overflows = not math.isfinite(found["gradient_norm"])
-        self._skipped = self._skipped + 1 if overflows and self.scaler is not None else 0
         wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(found[name])]
-        if wrong and not (wrong == ["gradient_norm"] and 0 < self._skipped <= _MOST_SKIPPED):
+        overflow = wrong == ["gradient_norm"] and self.scaler is not None
+        self._skipped = self._skipped + 1 if overflow else 0
+        if wrong and not 0 < self._skipped <= _MOST_SKIPPED:
             text = f"step {step}: the {wrong[0].replace('_', ' ')} is {found[wrong[0]]}"
             advice = "Lower --learning_rate or --alpha, or check the pretrained weights"
             raise UserError(f"{text}; {checkpoint.where_it_stands(self.saved)}. {advice}")
 
     # Evaluation
 
-    def splits_due(self) -> list[str]:
-        """What is evaluated after this update; the test set at the end has a place of its own."""
-        recipe, last = self.recipe, self.step == self.recipe.num_steps
-        if not recipe.eval_every or self.step == 0:
-            return []
-        validate = self.step % recipe.eval_every == 0 or last
-        test = bool(recipe.test_every) and self.step % recipe.test_every == 0 and not last
-        due = []
-        if validate and recipe.holds_out:
-            due.append("validation")
-        if test or (validate and recipe.select_on == "test"):
-            due.append("test")
-        return due
-
     def validate_if_due(self, stop) -> None:
         """Evaluate what is due; a signal leaves it for the next start."""
-        if self.progress.evaluated:
-            return
         row = {}
         try:
-            for split in self.splits_due():
+            for split in self._splits_due():
                 row |= scores(self._evaluate(split, stop), split)
         except Interrupted:
             return
@@ -131,11 +119,9 @@ class Run:
         if not row:
             return
         self.log.add(self.step, row)
-        accuracy = row.get(f"{self.recipe.select_on}/accuracy", -1.0)
-        self._improved = accuracy > self.progress.best.get("accuracy", -1.0)
         text = f"step {self.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items())
-        if self._improved:
-            self._best_before = self.progress.best
+        accuracy = row.get(f"{self.recipe.select_on}/accuracy", -1.0)
+        if accuracy > self.progress.best.get("accuracy", -1.0):
             self.progress.best = {"step": self.step, "accuracy": accuracy, "selected_on": self.recipe.select_on}
             text += " (best so far)"
         self.bar.write(text)
@@ -146,6 +132,20 @@ class Run:
             self.validate_if_due(stop)
             self.save_if_due(stop)
 
+    def _splits_due(self) -> list[str]:
+        """What is evaluated after this update; the test set at the end has a place of its own."""
+        recipe, last = self.recipe, self.step == self.recipe.num_steps
+        if not recipe.eval_every:
+            return []
+        validate = self.step % recipe.eval_every == 0 or last
+        test = bool(recipe.test_every) and self.step % recipe.test_every == 0 and not last
+        due = []
+        if validate and recipe.holds_out:
+            due.append("validation")
+        if test or (validate and recipe.select_on == "test"):
+            due.append("test")
+        return due
+
     def _evaluate(self, split: str, stop) -> dict:
         recipe, images = self.recipe, getattr(self.data, split)
         how = recipe.image_size, recipe.eval_batch_size, recipe.workers
@@ -153,16 +153,17 @@ class Run:
 
     def final_evaluation(self, stop) -> dict:
         """Test the last and the best weights, end the record; returns the result as run.json has it."""
-        if distributed.is_main():
-            self._save_model(self.saved / "last.pdparams")
+        self._save_weights("last")
         result = {"last": {"step": self.step}}
         if self.progress.best:
             try:
-                last, best = self._last_and_best(stop)
+                last = best = self._evaluate("test", stop)
+                if self.progress.best["step"] != self.step:
+                    load_weights(self.model, read_weights(self.saved / "best.pdparams"), replace_head=False)
+                    best = self._evaluate("test", stop)
             except Interrupted:
-                number = self._agreed(stop)[0]
                 text = f"in the last evaluation; {checkpoint.where_it_stands(self.saved)}"
-                raise Stopped(number, text) from None
+                raise Stopped(self._agreed(stop)[0], text) from None
             result["last"] |= metrics_of(last, "test")
             result["best"] = {**self.progress.best, **metrics_of(best, "test")}
             self.log.add(self.step, scores(last, "test"))
@@ -170,33 +171,27 @@ class Run:
                 result["test_is"] = self.data.test_is
             if distributed.is_main():
                 best[""].save(self.logs / "predictions.npz")
-        self.log.close(finished=True, seconds=round(self._seconds(), 1), result=result)
+        self.log.note(finished=True, seconds=round(self._seconds(), 1), result=result)
         return result
 
-    def _last_and_best(self, stop) -> tuple[dict, dict]:
-        last = self._evaluate("test", stop)
-        if self.progress.best["step"] == self.step:
-            return last, last
-        load_weights(self.model, read_weights(self.saved / "best.pdparams"), replace_head=False)
-        return last, self._evaluate("test", stop)
-
-    # Saving
+    # Saving and going on
 
     def save_if_due(self, stop) -> None:
         """Save the state, and the weights when they are the best; raises Stopped when a signal asked to stop."""
         stopped_by, due = self._agreed(stop)
-        if due or self._improved or stopped_by or self.step == self.recipe.num_steps:
+        improved = self.progress.best.get("step") == self.step
+        if due or improved or stopped_by or self.step == self.recipe.num_steps:
             self.progress.seconds = self._seconds()
-            tried(self.saved, self._save_state)
+            if distributed.is_main():
+                checkpoint.save(self.saved, self.progress, self.meaning, self.model, self.optimizer, self.scaler)
+            if improved:  # after the state, which says so: see _check_best_weights
+                self._save_weights("best")
+            distributed.wait()  # the others have nothing to do meanwhile
             self._last_save = time.monotonic()
-            # After the state, which says so: see _check_best_weights. A full disk leaves the best weights before.
-            if self._improved and not tried(self.saved / "best.pdparams", self._save_model):
-                self.progress.best = self._best_before
-            self._improved = False
         if stopped_by:
-            raise Stopped(int(stopped_by), f"after step {self.step:,}; {checkpoint.where_it_stands(self.saved)}")
+            raise Stopped(stopped_by, f"after step {self.step:,}; {checkpoint.where_it_stands(self.saved)}")
 
-    def _agreed(self, stop) -> tuple[int, bool]:
+    def _agreed(self, stop) -> list[int]:
         """(the signal that any process has received or 0, whether a save is due): the same in every process."""
         every = self.recipe.save_every
         if not every and not on_gpu():
@@ -204,24 +199,21 @@ class Run:
         due = time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
         if every:
             due = self.step % every == 0
-        number, due = distributed.largest([stop.signal, due])
-        return int(number), bool(due)
+        return distributed.largest([stop.signal, due]).tolist()
 
     def _seconds(self) -> float:
-        return self._earlier_seconds + time.perf_counter() - self._began
+        """Of training, over all starts."""
+        return time.perf_counter() - self._began
 
-    def _save_state(self, folder: Path) -> None:
-        checkpoint.save(folder, self.progress, self.meaning, self.model, self.optimizer, self.scaler)
-
-    def _save_model(self, path: Path) -> None:
-        known = {**self._provenance, "class_names": self.data.class_names, "step": self.step}
-        save_weights(path, self.model, known)
-
-    # Going on
+    def _save_weights(self, name: str) -> None:
+        if distributed.is_main():
+            save_weights(self.saved / f"{name}.pdparams", self.model, {**self._about, "step": self.step})
+        distributed.wait()
 
     def _resume(self, state: State) -> None:
         checkpoint.check_same_meaning(state.meaning, self.meaning, self.saved)
         checkpoint.restore(state, self.model, self.optimizer, self.scaler)
+        self.progress = state.progress
         where = f"after step {self.step:,} of {self.recipe.num_steps:,}"
         say("resume", f"{self.saved}: continues {where} (--restart starts over)")
         before, now = self.progress.processes, distributed.size()
@@ -232,15 +224,20 @@ class Run:
     def _check_best_weights(self) -> None:
         """A kill may have come between the state and the best weights that it speaks of."""
         best, path = self.progress.best, self.saved / "best.pdparams"
-        if not best:
-            return
-        if best["step"] == self.step:
-            if not tried(path, self._save_model):
-                raise UserError(f"{path}: cannot be written; make room, then give the same command again")
-        elif not checkpoint.is_of_step(path, best["step"]):
+        if best.get("step") == self.step:
+            self._save_weights("best")
+        elif best and _step_of(path) != best["step"]:
             text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
             say("note", f"{text}; the best weights are chosen anew from here on")
             self.progress.best = {}
+
+
+def _step_of(path) -> int | None:
+    """After which update a weight file was written; None for one that is damaged or not there."""
+    try:
+        return read_weights(path).metadata.get("step")
+    except UserError:
+        return None
 
 
 def training_record(window: list[dict], batch_size: int) -> dict:

@@ -29,94 +29,58 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors
 
 
 class RunLog:
-    """Writer of one run's records; the records themselves are `rows`, which resumable states keep too.
+    """Writer of one run's records, and of the header that says what they are of; the first process writes.
 
-    Of several processes the first one writes. A disk that is full or a folder that is gone does not stop the run: it
-    is said on stderr, the rows stay in memory, and everything is written anew as soon as that works again.
+    Args:
+        header: what run.json holds; earlier starts are added to it.
+        rows: every record so far. `add` appends to them, and resumable states keep them too: what was written after
+            such a state is replaced when the run goes on from it.
+
+    A file that cannot be written is an OSError.
     """
 
-    def __init__(self, folder: Path, header: dict, rows: list[dict], continued: bool):
+    def __init__(self, folder: Path, header: dict, rows: list[dict]):
         self.folder, self.header, self._rows = folder, header, rows
-        self._broken = False
-        if distributed.is_main():
-            if continued:
-                header["earlier_starts"] = _earlier_starts(folder)
-            self._write_all()
+        if not distributed.is_main():
+            return
+        if header["continued_after_step"]:
+            earlier = read_header(folder) or {}
+            start = {key: earlier.get(key) for key in ("machine", "continued_after_step")}
+            header["earlier_starts"] = [*earlier.get("earlier_starts", []), start]
+        self.note()
+        with atomic_write(folder / "metrics.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for old in folder.glob("vdlrecords.*"):  # made from the rows, and here again
+            old.unlink()
+        self._board = folder / f"vdlrecords.{int(time.time()):010d}.log"
+        self._to_board(rows)
 
     def add(self, step: int, values: dict) -> None:
         """Append one record; the names of the values are VisualDL's tags ("train/loss")."""
         row = {"step": step, **values}
         self._rows.append(row)
-        if not distributed.is_main():
-            return
-        try:
-            if self._broken or not self._metrics.exists():
-                self._write_all()
-                print(f"note: {self.folder}: written again, nothing is missing", file=sys.stderr)
-            else:
-                with open(self._metrics, "a") as file:
-                    file.write(json.dumps(row) + "\n")
-                self._to_board(row)
-            self._broken = False
-        except OSError as error:
-            if not self._broken:
-                text = f"warning: {self.folder}: cannot be written ({error.strerror}); training goes on"
-                print(f"{text}, and the records are kept and written when there is room again", file=sys.stderr)
-            self._broken = True
+        if distributed.is_main():
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+            self._to_board([row])
 
     def note(self, **more) -> None:
         """Put `more` into the header."""
         self.header.update(more)
-        try:
-            self._write_header()
-        except OSError:
-            self._broken = True  # written with the next record
+        if distributed.is_main():
+            with atomic_write(self.folder / "run.json", "w") as file:
+                json.dump(self.header, file, indent=1)
+                file.write("\n")
 
-    def close(self, **more) -> None:
-        """End the record; `more` goes into the header. Raises OSError where it cannot be written."""
-        self.header.update(more)
-        if distributed.is_main() and (self._broken or not self._metrics.exists()):
-            self._write_all()
-        self._write_header()
-
-    @property
-    def _metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    def _write_all(self) -> None:
-        self._write_header()
-        with atomic_write(self._metrics, "w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in self._rows)
-        for old in self.folder.glob("vdlrecords.*"):  # made from the rows, and here again
-            old.unlink()
-        self._board = self.folder / f"vdlrecords.{int(time.time()):010d}.log"
-        for row in self._rows:
-            self._to_board(row)
-
-    def _write_header(self) -> None:
-        if not distributed.is_main():
-            return
-        with atomic_write(self.folder / "run.json", "w") as file:
-            json.dump(self.header, file, indent=1)
-            file.write("\n")
-
-    def _to_board(self, row: dict) -> None:
+    def _to_board(self, rows: list[dict]) -> None:
         # Not through LogWriter: its background thread dies when the disk is full, and closing it then hangs.
         now = round(1000 * time.time())  # VisualDL's wall times are milliseconds
         with open(self._board, "ab") as file:
             writer = RecordWriter(file)
-            for tag, value in row.items():
-                if "/" in tag:
-                    writer.write(scalar(tag, value, row["step"], now).SerializeToString())
-
-
-def _earlier_starts(folder: Path) -> list[dict]:
-    """Machine and first step of each earlier start."""
-    earlier = read_header(folder)
-    if earlier is None:
-        return []
-    start = {key: earlier.get(key) for key in ("machine", "continued_after_step")}
-    return [*earlier.get("earlier_starts", []), start]
+            for row in rows:
+                for tag, value in row.items():
+                    if tag != "step":
+                        writer.write(scalar(tag, value, row["step"], now).SerializeToString())
 
 
 def read_header(folder: Path) -> dict | None:
@@ -197,6 +161,5 @@ def _git(*arguments) -> str | None:
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1].strip() if found else platform.machine()

@@ -56,8 +56,7 @@ def train(job: Job) -> dict:
     when a signal asked for it, after saving.
     """
     recipe = job.recipe
-    state = checkpoint.load_latest(job.saved)
-    checkpoint.check_resumable(state, recipe, job.saved)  # before anything takes time
+    state = checkpoint.load_resumable(job.saved, recipe)  # before anything takes time
     data = load_data(recipe)
     model = build_network(recipe, len(data.class_names), job.fused)
     optimizer = make_optimizer(recipe, model)
@@ -81,8 +80,6 @@ def load_data(recipe: Recipe) -> DataSet:
     say("data", f"{recipe.dataset}, {sizes}")
     for note in data.notes:
         say("note", note)
-    if recipe.batch_size > len(data.train):
-        say("note", f"a batch of {recipe.batch_size} is larger than the {len(data.train)} training images")
     if recipe.warmup_steps >= recipe.num_steps:
         text = f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}"
         say("note", f"{text}: the rate stays below {recipe.learning_rate}")
