@@ -37,7 +37,7 @@ from models import MODELS, build
 from reproduce import PROCESSOR_SETTINGS, ROOT, train
 from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.evaluate import evaluate
-from reproduce.optim import make_optimizer
+from reproduce.optim import loss_scaler, make_optimizer
 from reproduce.recipes import HEADLINE, RECIPES
 from reproduce.run_log import machine
 
@@ -63,12 +63,14 @@ class Step:
         else:
             self.model = build(self.recipe.network(classes))
         self.model.train()
-        self.optimizer = make_optimizer(self.recipe, self.model)
+        self.optimizer, self.scaler = make_optimizer(self.recipe, self.model), loss_scaler(self.recipe)
 
     def __call__(self) -> dict:
         for _ in range(self.steps):
             self.done += 1
-            found = train.train_step(self.recipe, self.model, self.optimizer, None, self.done, iter([self.batch]))
+            found = train.train_step(
+                self.recipe, self.model, self.optimizer, self.scaler, self.done, iter([self.batch])
+            )
         return {"loss": found["loss"]}
 
 

@@ -18,7 +18,6 @@ import paddle
 from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from reproduce import distributed
 from reproduce.recipes import Recipe
 
 _KEPT = 2
@@ -63,7 +62,7 @@ def save(folder: Path, progress: Progress, meaning: dict, model, optimizer, scal
             for key, value in remembered.items()
             if key.startswith(f"{parameter.name}_")
         },
-        "scaler": scaler.state_dict() if scaler is not None else {},
+        "scaler": scaler.state_dict(),
     }
     payload = pickle.dumps(state, protocol=4)
     path = folder / f"step_{progress.step:08d}.pdstate"
@@ -85,7 +84,7 @@ def restore(state: State, model, optimizer, scaler) -> None:
         ours, accumulator = name.split("|")
         found[parameters[ours].name + accumulator] = paddle.to_tensor(value)
     optimizer.set_state_dict(found)
-    if scaler is not None and state.scaler:
+    if state.scaler:
         scaler.load_state_dict(state.scaler)
 
 
@@ -109,18 +108,6 @@ def load_latest(folder: Path) -> State | None:
     if paths:
         raise UserError(f"{folder}: all checkpoints are damaged; {_RESTART}")
     return None
-
-
-def load_resumable(folder: Path, recipe: Recipe) -> State | None:
-    """`load_latest`; raises UserError where it is of other settings, or the processes have found different ones."""
-    state = load_latest(folder)
-    if state is not None:
-        check_same_meaning(state.meaning, recipe.meaning(), folder)
-    distributed.same_everywhere(
-        state.progress.step if state is not None else 0,
-        f"{folder}: the processes see different checkpoints there; give --out a folder that all nodes share",
-    )
-    return state
 
 
 def where_it_stands(folder: Path) -> str:

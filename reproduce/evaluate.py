@@ -28,7 +28,6 @@ from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_comman
 from reproduce.rdrop import log_softmax
 from reproduce.recipes import Recipe, what_is_wrong
 
-RELEASED = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
 _CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
 
 
@@ -88,43 +87,37 @@ def evaluate(
     Several processes take a contiguous piece each; every one of them gets the result of all N images, in order.
 
     Args:
-        split: what `data.load_dataset` gives, N images.
-        image_size: pixels a side that the images are resized to.
-        batch_size: images at once; the last batch is as small as it comes.
+        split: what `data.load_dataset` gives, N images, which are resized to `image_size` pixels a side.
         title: names the progress bar; "" shows none.
         scale: what pixel values become, as in training; see common.pixels.SCALES.
         stop: asked before each batch whether to leave.
 
-    Raises:
-        UserError: an empty split, or a logit that is not a number.
-        Interrupted: `stop` said so in at least one process.
+    Raises UserError for an empty split or a logit that is not a number, Interrupted when a process was told to `stop`.
     """
     if len(split) == 0:
         raise UserError("this split holds no image, so there is nothing to evaluate; choose another --split")
     was_training = model.training
     model.eval()
     mine = distributed.share(len(split))
-    columns = np.zeros((len(split) + 1, 8))  # label, top 5, confidence, NLL; the last row counts who left early
-    done = mine.start
+    rows = np.zeros((len(split) + 1, 8))  # of each image, see _per_image; the last one counts who left early
     starts = range(mine.start, mine.stop, batch_size)
     requests = ((np.arange(start, min(start + batch_size, mine.stop)), None) for start in starts)
+    stream = split.stream(requests, image_size, workers=workers, scale=scale)
     hidden = not title or not distributed.is_main()
-    with tqdm(total=mine.stop - mine.start, desc=title, unit="image", disable=hidden, leave=False) as progress:
-        for images, labels in split.stream(requests, image_size, workers=workers, scale=scale):
-            if stop():
-                columns[-1] = 1
-                break
-            columns[done : done + len(labels)] = _per_image(model(images), labels)
-            done += len(labels)
-            progress.update(len(labels))
+    shown = tqdm(stream, desc=title, total=len(starts), unit="batch", disable=hidden, leave=False)
+    for start, (images, labels) in zip(starts, shown, strict=True):
+        if stop():
+            rows[-1] = 1
+            break
+        rows[start : start + len(labels)] = _per_image(model(images), labels)
     if was_training:
         model.train()
     distributed.wait()  # the pieces may take different times
-    columns = distributed.summed(paddle.to_tensor(columns)).numpy()  # each row is zero in all processes but one
-    if columns[-1].any():
+    rows = distributed.summed(paddle.to_tensor(rows)).numpy()  # each one is zero in all processes but one
+    if rows[-1].any():
         raise Interrupted
-    labels, *top5 = columns[:-1, :6].T.astype(np.int16, order="C")
-    confidence, nll = columns[:-1, 6:].T.astype(np.float32, order="C")
+    labels, *top5 = rows[:-1, :6].T.astype(np.int16, order="C")
+    confidence, nll = rows[:-1, 6:].T.astype(np.float32, order="C")
     if bad := int((~np.isfinite(nll)).sum()):
         raise UserError(f"the network gives logits that are not finite for {bad} images; these weights are no use")
     return Evaluation(labels, np.stack([column for column in top5 if (column >= 0).all()], axis=1), confidence, nll)
@@ -172,8 +165,9 @@ def describe(metrics: dict) -> str:
 def _parser() -> Parser:
     about = "Image size, classes and network come from the weights; data set and split from the run that made them."
     parser = Parser(prog="run_eval.sh", description=f"Evaluate weights on a data set, every image once. {about}")
+    released = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
     text = f"{WEIGHTS_HELP}; default: the digits weights that this project releases"
-    parser.add_argument("weights", nargs="?", default=str(RELEASED), help=text)
+    parser.add_argument("weights", nargs="?", default=str(released), help=text)
     parser.add_argument("--dataset", choices=sorted(CLASSES), help="default: the one the weights were trained on")
     parser.add_argument("--data_dir", default="", help="folder with the data; default data/downloads")
     parser.add_argument("--split", choices=("test", "validation", "train"), default="test")

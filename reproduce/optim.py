@@ -63,15 +63,12 @@ def clip(gradients: list, norm: float, max_norm: float) -> None:
 
 
 def loss_scaler(recipe):
-    """What keeps the gradients of fp16 from underflow; None for bf16, which has the range of fp32, and for fp32."""
-    return paddle.amp.GradScaler() if recipe.precision == "fp16" else None
+    """What keeps the gradients of fp16 from underflow; switched off for bf16, which has the range of fp32, and fp32."""
+    return paddle.amp.GradScaler(enable=recipe.precision == "fp16")
 
 
 def apply_gradients(optimizer, scaler) -> None:
-    """Update the weights and clear the gradients. `scaler`, of fp16, leaves out an update that has overflowed."""
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)
-        scaler.update()
+    """Update the weights and clear the gradients; an update of fp16 that has overflowed is left out."""
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.clear_grad(set_to_zero=False)  # zeros would be added to, and stay in memory until then

@@ -28,7 +28,7 @@ class Run:
 
     Args:
         job: see job.py; the folders logs/<run> and checkpoints/<run> are below `job.out`.
-        state: what `load_resumable` found, None for a new run.
+        state: what `load_latest` found, None for a new run.
         images: fingerprint of the images, a part of what the run means.
     """
 
@@ -41,6 +41,8 @@ class Run:
             self._resume(state)
         self.progress.processes = distributed.size()
         distributed.wait()  # each process has taken its own time so far
+        different = "the processes see different checkpoints there; give --out a folder that all nodes share"
+        distributed.same_everywhere(self.step, f"{self.saved}: {different}")
         distributed.same_weights(model)
         self._about = {  # also goes into the weight files
             "run": job.run,
@@ -48,14 +50,8 @@ class Run:
             "network": dataclasses.asdict(model.config),
             "class_names": data.class_names,
         }
-        header = {
-            **self._about,
-            "images": images,
-            "machine": machine(),
-            "continued_after_step": self.step,
-            "finished": False,
-        }
-        self.log = RunLog(self.logs, header, self.progress.rows)
+        started = {"machine": machine(), "continued_after_step": self.step, "finished": False}
+        self.log = RunLog(self.logs, {**self._about, "images": images, **started}, self.progress.rows)
         self._check_best_weights()
         self._skipped = 0
         self._began = time.perf_counter() - self.progress.seconds
@@ -98,7 +94,7 @@ class Run:
     def _check_finite(self, step: int, found: dict) -> None:
         """With loss scaling, an update whose gradients overflow is skipped, and the next one is scaled less."""
         wrong = [name for name in ("loss", "gradient_norm") if not math.isfinite(found[name])]
-        overflow = wrong == ["gradient_norm"] and self.scaler is not None
+        overflow = wrong == ["gradient_norm"] and self.scaler.is_enable()
         self._skipped = self._skipped + 1 if overflow else 0
         if wrong and not 0 < self._skipped <= _MOST_SKIPPED:
             text = f"step {step}: the {wrong[0].replace('_', ' ')} is {found[wrong[0]]}"
@@ -193,12 +189,10 @@ class Run:
 
     def _agreed(self, stop) -> list[int]:
         """(the signal that any process has received or 0, whether a save is due): the same in every process."""
-        every = self.recipe.save_every
-        if not every and not on_gpu():
-            every = _STEPS_ON_CPU
-        due = time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
-        if every:
-            due = self.step % every == 0
+        if self.recipe.save_every or not on_gpu():
+            due = self.step % (self.recipe.save_every or _STEPS_ON_CPU) == 0
+        else:
+            due = time.monotonic() - self._last_save > _SECONDS_BETWEEN_SAVES
         return distributed.largest([stop.signal, due]).tolist()
 
     def _seconds(self) -> float:

@@ -33,7 +33,7 @@ from reproduce import checkpoint, distributed
 from reproduce.cli import StopRequest, is_out_of_memory, on_gpu, run_command, say
 from reproduce.job import Job, finish, prepare
 from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, loss_scaler, make_optimizer
-from reproduce.rdrop import rdrop_loss
+from reproduce.rdrop import RDropLoss, rdrop_loss
 from reproduce.recipes import Recipe
 from reproduce.run import Run
 
@@ -56,7 +56,7 @@ def train(job: Job) -> dict:
     when a signal asked for it, after saving.
     """
     recipe = job.recipe
-    state = checkpoint.load_resumable(job.saved, recipe)  # before anything takes time
+    state = checkpoint.load_latest(job.saved)
     data = load_data(recipe)
     model = build_network(recipe, len(data.class_names), job.fused)
     optimizer = make_optimizer(recipe, model)
@@ -137,22 +137,15 @@ def train_step(recipe: Recipe, model, optimizer, scaler, step: int, batches) -> 
         optimizer.clear_grad(set_to_zero=False)
         return None
     distributed.average_gradients(model.parameters())
-    if scaler is not None:
-        scaler.unscale_(optimizer)  # the norm is that of the true gradients
+    scaler.unscale_(optimizer)  # the norm is that of the true gradients
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = global_norm(gradients).astype("float64").reshape([1])
     numbers = paddle.concat([distributed.summed(sums), norm])
-    loss, cross_entropy, kl, norm = numbers.tolist()  # the one transfer of an update
-    clip(gradients, norm, recipe.max_grad_norm or math.inf)
+    names = (*RDropLoss._fields, "gradient_norm")
+    found = dict(zip(names, numbers.tolist(), strict=True))  # the one transfer of an update
+    clip(gradients, found["gradient_norm"], recipe.max_grad_norm or math.inf)
     apply_gradients(optimizer, scaler)
-    return {
-        "loss": loss,
-        "cross_entropy": cross_entropy,
-        "kl": kl,
-        "gradient_norm": norm,
-        "learning_rate": rate,
-        "seconds": time.perf_counter() - began,
-    }
+    return {**found, "learning_rate": rate, "seconds": time.perf_counter() - began}
 
 
 def add_gradients(recipe: Recipe, model, scaler, batches):
@@ -182,9 +175,7 @@ def forward_backward(recipe: Recipe, model, scaler, images, labels):
         logits_a, logits_b = model.views(images) if recipe.num_views == 2 else (model(images), None)
     found = rdrop_loss(logits_a, logits_b, labels, recipe.alpha, recipe.kl_sum_over, recipe.loss_form)
     loss = found.loss * share * distributed.size()  # the exchange averages over the processes
-    if scaler is not None:
-        loss = scaler.scale(loss)
-    loss.backward()
+    scaler.scale(loss).backward()
     return paddle.stack(list(found)).detach().astype("float64") * share
 
 

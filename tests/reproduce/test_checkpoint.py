@@ -14,11 +14,11 @@ def trained(steps, folder=None, resume=False):
     """A small network after some updates on fixed data, through a state file if `resume`."""
     paddle.seed(0)
     model = build_model("ViT-digits", 10, 8, depth=1)
-    optimizer = paddle.optimizer.Momentum(0.1, 0.9, model.parameters())
+    optimizer, off = paddle.optimizer.Momentum(0.1, 0.9, model.parameters()), paddle.amp.GradScaler(enable=False)
     first = 0
     if resume:
         state = checkpoint.load_latest(folder)
-        checkpoint.restore(state, model, optimizer, None)
+        checkpoint.restore(state, model, optimizer, off)
         first = state.progress.step
     for step in range(first, steps):
         paddle.seed(step)
@@ -28,7 +28,7 @@ def trained(steps, folder=None, resume=False):
         optimizer.clear_grad()
         if folder is not None:
             progress = checkpoint.Progress(step=step + 1)
-            checkpoint.save(folder, progress, {"alpha": 1}, model, optimizer, None)
+            checkpoint.save(folder, progress, {"alpha": 1}, model, optimizer, off)
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 

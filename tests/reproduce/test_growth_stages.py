@@ -14,7 +14,7 @@ from running import Run
 from models import build, model_config
 from models.weights import load_weights, read_weights, save_weights
 from reproduce import train
-from reproduce.optim import make_optimizer
+from reproduce.optim import loss_scaler, make_optimizer
 from reproduce.recipes import get_recipe
 
 TINY = ("--image_size", 32, "--num_epochs", 1, "--workers", 0, "--train_per_class", 3)
@@ -44,7 +44,7 @@ def test_both_networks_train_and_the_evaluation_repeats_each(tmp_path, photos):
     best = json.loads((tmp_path / "logs" / "pair" / "run.json").read_text())["result"]["best"]
     done = call("reproduce.evaluate", tmp_path / "checkpoints" / "pair" / "best.pdparams", "--data_dir", photos)
     assert done.returncode == 0, done.stderr
-    assert "Res2Net50_vd_26w_4s and SE_ResNet50_vd, 32 px, 4 classes" in done.stdout
+    assert "first {'network': 'Res2Net50_vd_26w_4s', 'num_classes': 4, 'image_size': 32" in done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     assert {key: found[key] for key in best["test"]} == best["test"]
     assert found["first"] == best["test_first"] and found["second"] == best["test_second"]
@@ -69,7 +69,7 @@ def test_one_adam_for_both_is_an_adam_for_each():
             optimizers = [paddle.optimizer.Adam(3e-4, parameters=part.parameters()) for part in both]
         model.train()
         for _ in range(2):
-            train.add_gradients(recipe, model, None, [(images, labels)])
+            train.add_gradients(recipe, model, loss_scaler(recipe), [(images, labels)])
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.clear_grad()

@@ -48,9 +48,8 @@ def one_update(recipe, model, optimizer, scaler, size=1.0) -> float:
         factors = paddle.to_tensor(size * rng.normal(size=parameter.shape).astype(np.float32))
         with paddle.amp.auto_cast(False, dtype="float16"):  # loss scaling goes by this
             loss = (parameter * factors).sum()
-        (loss if scaler is None else scaler.scale(loss)).backward()
-    if scaler is not None:
-        scaler.unscale_(optimizer)
+        scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in model.parameters()]
     norm = optim.global_norm(gradients).item()
     optim.clip(gradients, norm, recipe.max_grad_norm)
@@ -79,7 +78,7 @@ def test_one_kernel_for_all_weights_gives_the_same_update(name, as_on_a_gpu, mon
         paddle.seed(0)
         model = build(recipe.network(10))
         optimizer = optim.make_optimizer(recipe, model)
-        norms = [one_update(recipe, model, optimizer, None) for _ in range(3)]
+        norms = [one_update(recipe, model, optimizer, optim.loss_scaler(recipe)) for _ in range(3)]
         found[on_gpu] = weights(model)
     assert norms[0] == pytest.approx(np.sqrt(len(found[True])), rel=0.01)
     np.testing.assert_allclose(found[True], found[False], atol=1e-6)
@@ -104,9 +103,9 @@ def test_an_update_that_overflows_is_skipped_and_the_scale_goes_into_the_checkpo
     assert np.array_equal(weights(model), weights(again))
 
 
-def test_updates_that_all_overflow_end_the_run(tmp_path):
+def test_updates_that_all_overflow_end_the_run(tmp_path, as_on_a_gpu):
     """Else fp16 would go on to the end with the weights that it had."""
-    self = SimpleNamespace(scaler=object(), _skipped=0, saved=tmp_path)
+    self = SimpleNamespace(scaler=paddle.amp.GradScaler(), _skipped=0, saved=tmp_path)
     overflow, fine = ({"loss": 1.0, "gradient_norm": norm} for norm in (math.inf, 1.0))
     for step, found in enumerate([overflow] * 20 + [fine] + [overflow] * 20, 1):
         run.Run._check_finite(self, step, found)
@@ -114,6 +113,6 @@ def test_updates_that_all_overflow_end_the_run(tmp_path):
         UserError, match=r"step 42: the gradient norm is inf; no checkpoint yet\. Lower --learning_rate"
     ):
         run.Run._check_finite(self, 42, overflow)
-    self = SimpleNamespace(scaler=None, _skipped=0, saved=tmp_path)
+    self = SimpleNamespace(scaler=paddle.amp.GradScaler(enable=False), _skipped=0, saved=tmp_path)
     with pytest.raises(UserError, match="step 1: the gradient norm is inf"):
         run.Run._check_finite(self, 1, overflow)

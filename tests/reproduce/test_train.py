@@ -28,7 +28,7 @@ from models import build_model, model_config
 from models.weights import read_weights
 from reproduce import ROOT, checkpoint, cli, curves, optim, run, train
 from reproduce.job import Job, finish
-from reproduce.optim import clip, global_norm, make_optimizer
+from reproduce.optim import clip, global_norm, loss_scaler, make_optimizer
 from reproduce.recipes import get_recipe
 from reproduce.run import training_record
 
@@ -110,7 +110,7 @@ def gradients(recipe):
     data = load_dataset("digits", validation_per_class=20)
     batches = train.micro_batches(recipe, data.train, 1, recipe.micro_batch_size)
     cut = train.pieces_of_a_batch(recipe, recipe.micro_batch_size)
-    sums = train.add_gradients(recipe, model, None, itertools.islice(batches, len(cut)))
+    sums = train.add_gradients(recipe, model, loss_scaler(recipe), itertools.islice(batches, len(cut)))
     return sums.numpy(), {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
@@ -171,7 +171,7 @@ def test_nothing_of_a_micro_batch_is_kept_while_the_next_one_is_computed():
 
     model.views = watched
     images, labels = paddle.zeros([2, 3, 8, 8]), paddle.zeros([2], "int64")
-    train.add_gradients(recipe, model, None, [(images, labels)] * 3)
+    train.add_gradients(recipe, model, loss_scaler(recipe), [(images, labels)] * 3)
     assert len(before) == 6
 
 
@@ -260,7 +260,7 @@ def test_one_transfer_an_update_whatever_the_micro_batches(monkeypatch):
             return real(tensor, *arguments)
 
         monkeypatch.setattr(paddle.Tensor, name, counting)
-    found = train.train_step(recipe, model, optimizer, None, 1, iter(batches))
+    found = train.train_step(recipe, model, optimizer, loss_scaler(recipe), 1, iter(batches))
     assert found["loss"] > 0 and counted in (["tolist"], ["tolist", "numpy"])  # tolist may call numpy
 
 
