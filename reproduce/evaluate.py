@@ -8,7 +8,6 @@ prints top-1, top-5, mean negative log-likelihood and calibration error over eve
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -157,9 +156,10 @@ def _per_image(logits, labels) -> np.ndarray:
 
 def describe(metrics: dict) -> str:
     """One line for people; every digit of the accuracy, which is a count over a count."""
-    top5 = f"top-5 {100 * metrics['top5_accuracy']:.2f} %  " if "top5_accuracy" in metrics else ""
-    top1 = f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})"
-    return f"{top1}  {top5}NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
+    text = f"top-1 {100 * metrics['accuracy']:.2f} % ({metrics['correct']}/{metrics['total']})"
+    if "top5_accuracy" in metrics:
+        text += f"  top-5 {100 * metrics['top5_accuracy']:.2f} %"
+    return f"{text}  NLL {metrics['nll']:.6f}  ECE {metrics['ece']:.6f}"
 
 
 def _parser() -> Parser:
@@ -204,14 +204,12 @@ def main(argv=None) -> None:
     options = parse(_parser(), argv)
     if (options.batch_size or 1) < 1 or options.workers < 0:
         raise UserError("--batch_size must be at least 1, and --workers at least 0")
-    if options.output and (Path(options.output).is_dir() or not Path(options.output).parent.is_dir()):
-        raise UserError(f"--output {options.output}: must be a file in a folder that exists")
     device = choose_device(options.device)
     distributed.start()
     model, weights, report = model_from_file(options.weights, **chosen_of(options))
     config, recipe = model.config, _recipe_of(weights)
     data = _data_of(options, weights, recipe)
-    assumed = dict(weights.assumed) | _classes_assumed(weights, config.num_classes, data)
+    assumed = weights.assumed | _classes_assumed(weights, config.num_classes, data)
     split, prepared = getattr(data, options.split), "resized whole"
     if data.name in FROM_FILES:
         prepared = preparation(weights.pictures, data.name, config.image_size)
@@ -238,7 +236,7 @@ def main(argv=None) -> None:
         if options.output:
             found[""].save(options.output)
             say("written", options.output)
-        what = {"weights": str(Path(options.weights)), "dataset": data.name, "split": options.split}
+        what = {"weights": str(weights.path), "dataset": data.name, "split": options.split}
         print(json.dumps({**what, **metrics.pop(""), **metrics}))
 
 

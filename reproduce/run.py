@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-import sys
+import os
 import time
 
 import paddle
@@ -56,13 +56,12 @@ class Run:
         self._skipped = 0
         self._began = time.perf_counter() - self.progress.seconds
         self._last_save = time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()
         self.bar = tqdm(
             desc=job.run,
             total=self.recipe.num_steps,
             initial=self.step,
             unit="step",
-            mininterval=0.1 if terminal else 30,  # seconds: a file needs no moving picture
+            mininterval=0.1 if os.isatty(2) else 30,  # seconds: where stderr is a file it needs no moving picture
             dynamic_ncols=True,
             disable=not distributed.is_main(),
         )

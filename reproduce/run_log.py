@@ -29,14 +29,12 @@ _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors
 
 
 class RunLog:
-    """Writer of one run's records, and of the header that says what they are of; the first process writes.
+    """Writer of one run's header and records; the first process writes. A full disk is an OSError.
 
     Args:
         header: what run.json holds; earlier starts are added to it.
         rows: every record so far. `add` appends to them, and resumable states keep them too: what was written after
             such a state is replaced when the run goes on from it.
-
-    A file that cannot be written is an OSError.
     """
 
     def __init__(self, folder: Path, header: dict, rows: list[dict]):

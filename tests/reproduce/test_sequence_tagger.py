@@ -84,18 +84,3 @@ def test_what_stands_in_the_padding_changes_no_bit_of_loss_and_gradients(two_vie
         assert found == loss
         for gradient, other in zip(gradients, other_gradients, strict=True):
             np.testing.assert_array_equal(gradient, other)
-
-
-def test_a_padded_batch_is_the_mean_over_its_real_tokens():
-    paddle.seed(0)
-    models = [Tagger(), Tagger()]  # two networks without dropout stand for the two views
-    for model in models:
-        model.dropout.p = 0.0
-    ids, tags, pad_mask = made_sequences(4, 6)
-    lengths = (~pad_mask).sum(axis=1).tolist()
-    alone = []
-    for i, length in enumerate(lengths):
-        row = slice(i, i + 1), slice(length)
-        alone.append([float(x) for x in rdrop_loss(*(model(ids[row]) for model in models), tags[row], alpha=0.6)])
-    found = rdrop_loss(*(model(ids) for model in models), tags, alpha=0.6, pad_mask=pad_mask)
-    np.testing.assert_allclose([float(x) for x in found], np.average(alone, axis=0, weights=lengths), rtol=1e-5)
