@@ -1,8 +1,8 @@
 """Read pickles from outside (CIFAR batches, weight files) as data, never as programs.
 
 An ordinary unpickler calls whatever the file names. This one knows the few opcodes and constructors that arrays of
-numbers and containers need, and refuses every other. What it builds is counted: it takes no more than MOST_GROWTH
-times the bytes of the file, and nothing from the file is hashed or printed that could take for ever.
+numbers and containers need in the protocols 2 to 4, and refuses every other. What it builds is counted: it takes no
+more than MOST_GROWTH times the bytes of the file, and nothing from it is hashed or printed that could take for ever.
 """
 
 import os
@@ -19,7 +19,6 @@ SMALL = 1 << 26  # bytes that may be built however small the file is
 _CONTAINER = 100  # bytes that a list, tuple or dict is counted with; a few opcodes of one byte make one
 _REFERENCE = 16  # bytes that an item of a list is counted with
 _KEYS = (str, bytes, int, float, type(None))  # a nested tuple takes exponential time to hash
-_LARGE = 1 << 16  # bytes; a longer read is compared with what the file still has before memory is reserved
 
 
 class Refused(Exception):
@@ -31,7 +30,7 @@ class _DType:
 
     def __init__(self, code, align=False, copy=False):
         code = _text(code)
-        if not re.fullmatch(r"[biufc]\d{1,2}", code):
+        if not re.fullmatch(r"[biuf]\d{1,2}", code):
             raise Refused(f"it holds an array of {code[:20]!r}, which is no type of numbers")
         self.code, self.order = code, "="
 
@@ -76,19 +75,8 @@ def _scalar(dtype, data):
 
 
 def _empty_array(kind, shape, code):
-    """NumPy's `_reconstruct`: the shape and the numbers follow as the array's state."""
+    """The shape and the numbers follow as the array's state."""
     return np.empty(0)
-
-
-def _array_of_bytes(data, dtype, shape, order):
-    """NumPy's `_frombuffer` (protocol 5)."""
-    return np.frombuffer(bytes(memoryview(data)), dtype.numpy()).reshape(_shape(shape), order=order)
-
-
-def _shape(shape) -> tuple[int, ...]:
-    if not (isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)):
-        raise ValueError("an array of an impossible shape")
-    return shape
 
 
 # NumPy 1 and 2 write the same functions under two module names.
@@ -103,13 +91,11 @@ _ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy._core.multiarray", "scalar"): _scalar,
-    ("numpy.core.numeric", "_frombuffer"): _array_of_bytes,
-    ("numpy._core.numeric", "_frombuffer"): _array_of_bytes,
 }
 
 # Opcodes that the parent's own methods handle: numbers, texts, the stack, the memo, names and protocol marks.
-_PLAIN = b"\x80\x95.(012N\x88\x89IJKMLX\x8a\x8bFGSTUV\x8c\x8dBC\x8eghjpqr\x94c\x93PQ"
-_CONTAINERS = b"]})lt\x85\x86\x87"
+_PLAIN = b"\x80\x95.(012N\x88\x89JKM\x8a\x8bGTUX\x8c\x8dBC\x8ehjqr\x94c\x93Q"
+_CONTAINERS = b"]})t\x85\x86\x87"
 _PARENT = pickle._Unpickler.dispatch
 
 
@@ -127,9 +113,10 @@ class _SafeUnpickler(pickle._Unpickler):
     """The unpickler written in Python: the one in C reserves as much memory as a file's memo index tells it to."""
 
     def __init__(self, file, allowed, persistent_load, **options):
-        super().__init__(_Bounded(file), **options)
+        super().__init__(file, **options)
         self.allowed = {**_ALLOWED, **allowed}
-        self.budget = SMALL + MOST_GROWTH * _bytes_left(file)
+        self.budget = SMALL + MOST_GROWTH * file.seek(0, os.SEEK_END)
+        file.seek(0)
         if persistent_load is not None:
             self.persistent_load = persistent_load
 
@@ -145,11 +132,6 @@ class _SafeUnpickler(pickle._Unpickler):
             asked = printable(f"{module[:60]}.{name[:60]}")
             raise Refused(f"it asks for {asked}, which is code and not data") from None
 
-    def load_dict(self):
-        items = self.pop_mark()
-        self.stack.append({})
-        self.load_items(items, dict)
-
     def load_items(self, items: list, kind: type) -> None:
         """Add `items` to the object on top of the stack, which has to be a list, or a dict (keys and values)."""
         target = self.stack[-1]
@@ -161,18 +143,13 @@ class _SafeUnpickler(pickle._Unpickler):
         else:
             target.update(_with_plain_keys(zip(items[::2], items[1::2], strict=True)))
 
-    def load_bytearray(self):
-        count = int.from_bytes(self.read(8), "little")
-        self.spend(2 * count)
-        self.stack.append(bytearray(self.read(count)))
-
     def load_reduce(self):
         arguments = self.stack.pop()
         function = self.stack[-1]
         if not (callable(function) and isinstance(arguments, tuple)):
             raise Refused("it calls what is no function")
         self.stack[-1] = value = function(*arguments)
-        self.spend(_CONTAINER + sys.getsizeof(value) + getattr(value, "nbytes", 0))
+        self.spend(_CONTAINER + sys.getsizeof(value))
 
     def load_build(self):
         """Set the state of the object on top of the stack: an array's or its type's; no other has one."""
@@ -186,8 +163,10 @@ class _SafeUnpickler(pickle._Unpickler):
             _, shape, dtype, fortran_order, data = state
             if target.size or not isinstance(data, (bytes, str)):
                 raise ValueError("an array without bytes")
+            if not (isinstance(shape, tuple) and len(shape) <= 32 and all(type(n) is int and n >= 0 for n in shape)):
+                raise ValueError("an array of an impossible shape")
             self.spend(len(data))
-            target.__setstate__((1, _shape(shape), dtype.numpy(), bool(fortran_order), data))
+            target.__setstate__((1, shape, dtype.numpy(), bool(fortran_order), data))
         elif not isinstance(target, dict):  # PyTorch hangs versions of its layers on a dict: no use here
             raise Refused(f"it sets the state of a {type(target).__name__}")
 
@@ -198,36 +177,16 @@ class _SafeUnpickler(pickle._Unpickler):
         pickle.APPENDS[0]: lambda self: self.load_items(self.pop_mark(), list),
         pickle.SETITEM[0]: lambda self: self.load_items([self.stack.pop(-2), self.stack.pop()], dict),
         pickle.SETITEMS[0]: lambda self: self.load_items(self.pop_mark(), dict),
-        pickle.DICT[0]: load_dict,
-        pickle.BYTEARRAY8[0]: load_bytearray,
         pickle.REDUCE[0]: load_reduce,
         pickle.BUILD[0]: load_build,
     }
 
 
-class _Bounded:
-    """A binary file that reserves no memory for bytes that it does not have."""
-
-    def __init__(self, file):
-        self.file, self.readline = file, file.readline
-
-    def read(self, count: int) -> bytes:
-        if count > _LARGE and count > _bytes_left(self.file):
-            raise EOFError("it ends too early")
-        return self.file.read(count)
-
-
-def _bytes_left(file) -> int:
-    here = file.tell()
-    end = file.seek(0, os.SEEK_END)
-    file.seek(here)
-    return end - here
-
-
 def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
-    """Unpickle the next pickle of the binary `file`; dictionaries of any kind come as dict.
+    """Unpickle `file`, and leave it behind its pickle; dictionaries of any kind come as dict.
 
     Args:
+        file: a BytesIO. A file on the disk would reserve as much memory as a length in it claims.
         name: what an error calls the file.
         allowed: {(module, name): value}, more that the pickle may name.
         persistent_load: turns a persistent id into a value; without it they are refused.

@@ -1,6 +1,7 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the folder of the official Python archive, checked by content."""
 
 import hashlib
+import io
 import os
 import tarfile
 import tempfile
@@ -146,8 +147,7 @@ def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
     if not path.is_file():
         raise UserError(f"{path}: missing; delete its folder and extract the official archive again")
-    with open(path, "rb") as file:
-        content = load_pickle(file, str(path), encoding="bytes")
+    content = load_pickle(io.BytesIO(path.read_bytes()), str(path), encoding="bytes")
     for key in keys:
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{path}: not a CIFAR batch (no entry {key.decode()}); extract the official archive again")

@@ -1,17 +1,15 @@
 """Weight files as plain arrays. Which container a file is, is read from its first bytes, not from its name.
 
-Containers: NumPy's .npz, Paddle's .pdparams, .safetensors, and what `torch.save` writes, which is read without
-PyTorch: a pickle describes tensors as views of storages, whose numbers are members of a zip archive beside it, or
-before PyTorch 1.6 stand one after the other behind the pickle.
+Containers: NumPy's .npz, Paddle's .pdparams, .safetensors, and what `torch.save` writes since PyTorch 1.6, which is
+read without PyTorch: a zip archive of a pickle, which describes tensors as views of storages, and of these storages.
 """
 
+import functools
 import hashlib
+import io
 import math
-import os
 import pickle
 import zipfile
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +24,7 @@ from common.safe_pickle import load_pickle
 _MOST_GROWTH = 20  # times a file's own bytes that its arrays may take: weights hardly compress, zip bombs do
 _SEAL = b"SHA-256:"  # behind the pickle of our own files, then the digest of all before it; paddle.load stops earlier
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it to every state dict
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that old torch files begin with
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that files before 1.6 begin with
 _NETWORKS = ("model", "state_dict", "model_state_dict", "module", "ema", "model_ema", "state_dict_ema")
 _BFLOAT16 = "bfloat16"
 _SAFETENSORS_KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": _BFLOAT16, "I64": "<i8", "I32": "<i4"}
@@ -50,28 +48,17 @@ def read_arrays(path, entry: str = "") -> Content:
     """
     path = Path(path)
     require_file(path)
-    with open(path, "rb") as file:
-        start = file.read(len(_LEGACY_START))
-    if start.startswith(b"PK\x03\x04"):
-        container, entries = _read_archive(path)
-    elif start == _LEGACY_START:
-        with _damage_reported(path, "PyTorch file"):
-            container, entries = "torch", _read_old_torch(path)
-    # 8 bytes of header length, then JSON. A length of 128 modulo 256 begins like a pickle, but its upper half is 0.
-    elif start[8:9] == b"{" and (start[4:8] == bytes(4) or start[:1] != b"\x80"):
-        with _damage_reported(path, ".safetensors"):
-            container, entries = "safetensors", _read_safetensors(path)
-    elif start[:1] == b"\x80":
-        container, entries = "pdparams", _read_pdparams(path)
-    else:
-        raise UserError(f"{path}: no weight file that is known here (.npz, .pdparams, .safetensors, PyTorch's .bin)")
+    try:
+        container, entries = _read_container(path)
+    except UserError:
+        raise
+    except Exception as reason:  # a damaged file raises nearly any
+        detail = (str(reason) or type(reason).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable weight file ({detail}); get the file again") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path}: holds a {type(entries).__name__}, not a table of named arrays")
     entry = _entry_of_network(path, entries, entry)
-    table = entries[entry] if entry else entries
-    with _damage_reported(path, "PyTorch file"):
-        table = {name: value.array() if isinstance(value, _Tensor) else value for name, value in table.items()}
-    return Content(container, *_sort_entries(path, table), entry)
+    return Content(container, *_sort_entries(path, entries[entry] if entry else entries), entry)
 
 
 def write_sealed(path, entries: dict) -> None:
@@ -80,14 +67,6 @@ def write_sealed(path, entries: dict) -> None:
     with atomic_write(path) as file:
         file.write(content)
         file.write(_SEAL + hashlib.sha256(content).digest())
-
-
-def _check_seal(path, file) -> None:
-    """Compare what stands behind the pickle at the place of `file`, if anything, with the digest of all before it."""
-    end, seal = file.tell(), file.read()
-    file.seek(0)
-    if seal and seal != _SEAL + hashlib.sha256(file.read(end)).digest():
-        raise UserError(f"{path}: is damaged (its content is not that of its checksum); take a copy that is whole")
 
 
 def _entry_of_network(path, entries: dict, chosen: str) -> str:
@@ -102,7 +81,7 @@ def _entry_of_network(path, entries: dict, chosen: str) -> str:
 
 
 def _has_arrays(entries: dict) -> bool:
-    return any(isinstance(value, np.ndarray | _Tensor) for value in entries.values())
+    return any(isinstance(value, np.ndarray) for value in entries.values())
 
 
 def _listed(names) -> str:
@@ -133,45 +112,52 @@ def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]
     return arrays, texts
 
 
-@contextmanager
-def _damage_reported(path, what: str):
-    """Every error in the block, of which a damaged file can raise nearly any, as one line for the user."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as reason:
-        detail = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a readable {what} ({detail}); get the file again") from None
+# ---- containers
 
 
-def _read_archive(path) -> tuple[str, dict[str, np.ndarray]]:
-    """A zip archive: NumPy's .npz, or a file of PyTorch 1.6 and later."""
-    with _damage_reported(path, ".npz or PyTorch file"), zipfile.ZipFile(path) as archive:
+def _read_container(path) -> tuple:
+    """(name of the container, what it holds)"""
+    with open(path, "rb") as file:
+        start = file.read(len(_OLD_TORCH))
+    if start.startswith(b"PK\x03\x04"):
+        return _read_archive(path)
+    if start == _OLD_TORCH:
+        text = "written by PyTorch before 1.6, which is not read here"
+        raise UserError(f"{path}: {text}; save it anew with a newer PyTorch, or take the .safetensors")
+    # 8 bytes of header length, then JSON. A length of 128 modulo 256 begins like a pickle, but its upper half is 0.
+    if start[8:9] == b"{" and (start[4:8] == bytes(4) or start[:1] != b"\x80"):
+        return "safetensors", _read_safetensors(path)
+    if start[:1] == b"\x80":
+        return "pdparams", _read_pdparams(path)
+    raise UserError(f"{path}: no weight file that is known here (.npz, .pdparams, .safetensors, PyTorch's .bin)")
+
+
+def _read_archive(path) -> tuple[str, dict]:
+    """A zip archive: NumPy's .npz, or a file of PyTorch."""
+    with zipfile.ZipFile(path) as archive:
         check_members(archive, path, _MOST_GROWTH)
-        if any(name.split("/")[-1] == "data.pkl" for name in archive.namelist()):
+        names = archive.namelist()
+        if any(name.split("/")[-1] == "data.pkl" for name in names):
             return "torch", _read_torch(path, archive)
-        return "npz", {m.filename.removesuffix(".npy"): _read_npy(archive, m) for m in archive.infolist()}
+        return "npz", {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in names}
 
 
-def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array of an .npz. NumPy reserves what the header claims, so that is compared with the member's size first."""
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds pickled objects")
-        if math.prod(shape) * dtype.itemsize + file.tell() != member.file_size or any(n < 0 for n in shape):
-            raise ValueError(f"{member.filename} claims the shape {shape} in {member.file_size:,} bytes")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+def _read_npy(content: bytes) -> np.ndarray:
+    """One array of an .npz, a view of its bytes: np.load reserves what the header claims."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_column, dtype = read_header(file)
+    return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape, order="F" if by_column else "C")
 
 
 def _read_pdparams(path):
-    with open(path, "rb") as file:
-        entries = load_pickle(file, str(path), encoding="latin1")
-        _check_seal(path, file)
+    content = path.read_bytes()
+    file = io.BytesIO(content)
+    entries = load_pickle(file, str(path), encoding="latin1")
+    end = file.tell()
+    if content[end:] and content[end:] != _SEAL + hashlib.sha256(memoryview(content)[:end]).digest():
+        raise UserError(f"{path}: is damaged (its content is not that of its checksum); take a copy that is whole")
     if isinstance(entries, dict):
         for name, value in entries.items():
             if isinstance(value, tuple) and len(value) == 2:  # a bare tensor is written as (name, array)
@@ -197,81 +183,42 @@ def _numbers(data, kind: str) -> np.ndarray:
     return np.frombuffer(data, kind)
 
 
-# ---- PyTorch
-
-
-@dataclass
-class _Storage:
-    kind: str
-    count: int
-    values: np.ndarray | None = None  # follows behind the pickle
-
-    @property
-    def bytes(self) -> int:
-        return self.count * (2 if self.kind == _BFLOAT16 else np.dtype(self.kind).itemsize)
-
-
-@dataclass
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in numbers
-
-    def array(self) -> np.ndarray:
-        """A view of the storage; ValueError when it reaches outside or is larger than that."""
-        values, plain = self.storage.values, (self.offset, *self.shape, *self.strides)
-        last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        if min(plain) < 0 or last >= len(values) or math.prod(self.shape) > len(values):
-            raise ValueError(f"a tensor of shape {self.shape} in a storage of {len(values)} numbers")
-        steps = [step * values.itemsize for step in self.strides]
-        return np.lib.stride_tricks.as_strided(values[self.offset :], self.shape, steps, writeable=False)
-
-
-_TORCH_NAMES = {
-    **{("torch", f"{name}Storage"): kind for name, kind in _TORCH_KINDS.items()},
-    ("torch._utils", "_rebuild_tensor"): lambda *args: _Tensor(*args[:4]),
-    ("torch._utils", "_rebuild_tensor_v2"): lambda *args: _Tensor(*args[:4]),
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-}
-
-
-def _load_torch(file, path) -> tuple:
-    """(the pickle at the place of `file`, the storages that it names); their numbers are still to come."""
-    storages = {}
-
-    def persistent_load(entry):
-        word, kind, key, _device, count, *view = entry
-        if word != "storage" or kind not in _TORCH_KINDS.values() or any(part is not None for part in view):
-            raise ValueError("a persistent entry of an unknown kind")
-        return storages.setdefault(key, _Storage(kind, count))
-
-    return load_pickle(file, str(path), allowed=_TORCH_NAMES, persistent_load=persistent_load), storages
-
-
 def _read_torch(path, archive: zipfile.ZipFile):
     (root,) = (n.removesuffix("data.pkl") for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise ValueError("written on a big-endian machine")
-    with archive.open(f"{root}data.pkl") as file:
-        entries, storages = _load_torch(file, path)
-    for key, storage in storages.items():
-        member = archive.getinfo(f"{root}data/{key}")
-        if member.file_size != storage.bytes:
-            raise ValueError(f"storage {key} has {member.file_size:,} bytes instead of {storage.bytes:,}")
-        storage.values = _numbers(archive.read(member), storage.kind)
-    return entries
+
+    @functools.cache
+    def numbers(kind: str, key: str) -> np.ndarray:
+        return _numbers(archive.read(f"{root}data/{key}"), kind)
+
+    def storage(entry) -> np.ndarray:
+        word, kind, key, _device, count = entry
+        if word != "storage" or kind not in _TORCH_KINDS.values() or not isinstance(key, str):
+            raise ValueError("a persistent entry of an unknown kind")
+        found = numbers(kind, key)
+        if len(found) != count:
+            raise ValueError(f"storage {key} has {len(found):,} numbers instead of {count:,}")
+        return found
+
+    content = io.BytesIO(archive.read(f"{root}data.pkl"))
+    return load_pickle(content, str(path), allowed=_TORCH_NAMES, persistent_load=storage)
 
 
-def _read_old_torch(path):
-    with open(path, "rb") as file:
-        _magic, _protocol, machine = (load_pickle(file, str(path)) for _ in range(3))
-        if not machine["little_endian"]:
-            raise ValueError("written on a big-endian machine")
-        entries, storages = _load_torch(file, path)
-        for key in load_pickle(file, str(path)):
-            storage, count = storages[key], int.from_bytes(file.read(8), "little")
-            if count != storage.count or storage.bytes > os.path.getsize(path) - file.tell():
-                raise ValueError(f"storage {key} is not whole")
-            storage.values = _numbers(file.read(storage.bytes), storage.kind)
-    return entries
+def _view(numbers, offset, shape, strides, *_) -> np.ndarray:
+    """A tensor of torch; offset and strides in numbers. ValueError when it leaves its storage or is larger than that.
+
+    NumPy takes no `numbers` with gaps, as a view of a view could be.
+    """
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if min([offset, *shape, *strides]) < 0 or last >= len(numbers) or math.prod(shape) > len(numbers):
+        raise ValueError(f"a tensor of shape {shape} in a storage of {len(numbers)} numbers")
+    steps = [step * numbers.itemsize for step in strides]
+    return np.ndarray(shape, numbers.dtype, numbers, offset * numbers.itemsize, steps)
+
+
+_TORCH_NAMES = {
+    **{("torch", f"{name}Storage"): kind for name, kind in _TORCH_KINDS.items()},
+    ("torch._utils", "_rebuild_tensor_v2"): _view,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+}
