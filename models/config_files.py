@@ -14,6 +14,14 @@ from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
 
 Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed here
 
+_FIELDS = {  # what says it in config.json or in timm's model_args -> ViTConfig's field, the values that it may have
+    "num_attention_heads": ("heads", None),
+    "num_heads": ("heads", None),
+    "layer_norm_eps": ("layer_norm_epsilon", None),
+    "hidden_act": ("activation", ACTIVATIONS),
+    "act_layer": ("activation", ACTIVATIONS),
+    "global_pool": ("pooling", POOLINGS),
+}
 _RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers 0 to 5
 _SEEN_IN_THE_ARRAYS = "patch_size embed_dim depth mlp_ratio qkv_bias class_token fc_norm num_classes in_chans"
 _HARMLESS = "init_values img_size dynamic_img_size drop_rate drop_path_rate weight_init"
@@ -46,32 +54,21 @@ def _config(config: dict, width: int, path: str) -> Facts:
     own_width = config.get("hidden_size", config.get("num_features", width))
     if own_width != width:
         raise UserError(f"is of a network of width {own_width!r:.40}, and the weights are {width} wide")
-    names = {"num_attention_heads": "heads", "layer_norm_eps": "layer_norm_epsilon"}
-    facts = {ours: partial(config.get, theirs) for theirs, ours in names.items() if theirs in config}
-    if "hidden_act" in config:
-        facts["activation"] = partial(_known, "hidden_act", config["hidden_act"], ACTIVATIONS)
-    if isinstance(config.get("id2label"), dict):
-        facts |= _class_names([config["id2label"][str(number)] for number in range(len(config["id2label"]))])
-    if config.get("pretrained_cfg") is not None:
-        facts |= _timm_config(config, config["pretrained_cfg"], path)
-    return facts
-
-
-def _timm_config(config: dict, pretrained: dict, path: str) -> Facts:
-    arguments = {"global_pool": config.get("global_pool", "token"), **config.get("model_args", {})}
-    facts = {
-        "scale": partial(_scale, pretrained["mean"], pretrained["std"]),
-        "resize": partial(_timm_resize, pretrained, path),
-        "pooling": partial(_known, "global_pool", arguments["global_pool"], POOLINGS),
-        **_class_names(config.get("label_names")),
-    }
-    if "act_layer" in arguments:
-        facts["activation"] = partial(_known, "act_layer", arguments["act_layer"], ACTIVATIONS)
-    if "num_heads" in arguments:
-        facts["heads"] = partial(arguments.get, "num_heads")
-    for name in arguments:
-        if name not in _MODEL_ARGS:
+    arguments, labels, facts = config.get("model_args", {}), config.get("label_names"), {}
+    if config.get("pretrained_cfg") is not None:  # of timm
+        facts["pooling"] = partial(str, "token")
+        facts["scale"] = partial(_scale, config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"])
+        facts["resize"] = partial(_timm_resize, config["pretrained_cfg"], path)
+    for name, value in {**config, **arguments}.items():
+        if name in arguments and name not in _MODEL_ARGS:
             raise UserError(f"{name!r:.40} in model_args cannot be computed here")
+        if name in _FIELDS:
+            ours, known = _FIELDS[name]
+            facts[ours] = partial(_known, name, value, known)
+    if isinstance(config.get("id2label"), dict):
+        labels = [config["id2label"][str(number)] for number in range(len(config["id2label"]))]
+    if isinstance(labels, list) and all(isinstance(name, str) for name in labels) and "LABEL_0" not in labels:
+        facts["class_names"] = partial(list, labels)  # in the order of the logits; LABEL_0 and so on say nothing
     return facts
 
 
@@ -105,8 +102,8 @@ def _hugging_face_resize(config: dict, path: str) -> Resize:
     return Resize(int(size) if crop else 0, 1.0, shorter, _RESAMPLING[range(6)[config["resample"]]], path)
 
 
-def _known(what: str, value, known) -> str:
-    if not isinstance(value, str) or value not in known:
+def _known(what: str, value, known):
+    if known is not None and not (isinstance(value, str) and value in known):
         raise UserError(f"{what} {value!r:.40} cannot be computed here")
     return value
 
@@ -118,10 +115,3 @@ def _scale(mean, std) -> str:
         if np.allclose(mean, means, atol=1e-3) and np.allclose(std, deviations, atol=1e-3):
             return name
     raise UserError(f"pixel mean {mean!r:.60} and deviation {std!r:.60} are of no scale known here")
-
-
-def _class_names(names) -> Facts:
-    """Names in the order of the logits; Hugging Face's LABEL_0 and so on say nothing."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or "LABEL_0" in names:
-        return {}
-    return {"class_names": partial(list, names)}

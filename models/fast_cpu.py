@@ -47,7 +47,7 @@ class FastLayerNorm(nn.LayerNorm):
 
     def forward(self, x):
         y = _LayerNorm.apply(x, self.weight, self.bias, self._epsilon)
-        y.again = lambda: F.layer_norm(x, self.weight.shape, self.weight, self.bias, self._epsilon)  # see _input
+        y.again = lambda: nn.LayerNorm.forward(self, x)  # see _remember
         return y
 
 
@@ -56,7 +56,7 @@ class FastDropout(nn.Dropout):
 
     def forward(self, x):
         if self.training and self.p > 0:
-            return _Dropout.apply(x, _dropped(self.p))
+            return _Dropout.apply(x, self.p)
         return x  # Paddle's own copies it
 
 
@@ -74,27 +74,16 @@ class FastMlp(Mlp):
             return dropout(self.activation(fc1(x)))
         if type(dropout) is not FastDropout:  # something that was put in its place
             return dropout(_Hidden.apply(x, fc1.weight, fc1.bias, 0))
-        return _Hidden.apply(x, fc1.weight, fc1.bias, _dropped(dropout.p) if dropout.training else 0)
+        return _Hidden.apply(x, fc1.weight, fc1.bias, dropout.p if dropout.training else 0)
 
 
 _FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout, Mlp: FastMlp}
 
 
-def _input(x):
-    """Gives `x` in the backward pass. A LayerNorm's output is computed again there: that costs less than its memory.
-
-    One that was changed in place since, by a hook for instance, is kept as it is.
-    """
-    again = getattr(x, "again", None)
-    return again if again is not None and x.inplace_version == 0 else lambda: x
-
-
 class _Linear(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.input = _input(x)
-        ctx.save_for_backward(weight)
-        ctx.needed = _needed(x, weight, bias)
+        _remember(ctx, x, weight, bias)
         y = paddle.matmul(x, weight)
         row = _array(bias)
         for (piece,) in _pieces(y):
@@ -103,7 +92,17 @@ class _Linear(PyLayer):
 
     @staticmethod
     def backward(ctx, dy):
-        return _linear_gradients(ctx.input(), *ctx.saved_tensor(), dy, ctx.needed)
+        return _linear_gradients(ctx, dy)
+
+
+def _remember(ctx, x, weight, bias) -> None:
+    """Keep what `_linear_gradients` needs. Of a LayerNorm's output that is how to compute it again, which costs less
+    than its memory, unless a hook for instance has changed it in place since.
+    """
+    again = getattr(x, "again", None)
+    ctx.input = again if again is not None and x.inplace_version == 0 else lambda: x
+    ctx.save_for_backward(weight)
+    ctx.needed = _needed(x, weight, bias)
 
 
 def _needed(*tensors) -> list[bool]:
@@ -111,15 +110,16 @@ def _needed(*tensors) -> list[bool]:
     return [not tensor.stop_gradient for tensor in tensors]
 
 
-def _linear_gradients(x, weight, dy, needed):
+def _linear_gradients(ctx, dy):
     """Of x, weight and bias; None for those that are not needed."""
+    x, (weight,) = ctx.input(), ctx.saved_tensor()
     rows, dy_rows = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, dy))
     compute = (
         lambda: paddle.matmul(dy, weight, transpose_y=True),
         lambda: paddle.matmul(rows, dy_rows, transpose_x=True),
         lambda: paddle.matmul(paddle.ones([1, len(rows)], dy.dtype), dy_rows).flatten(),
     )
-    return tuple(gradient() if wanted else None for gradient, wanted in zip(compute, needed, strict=True))
+    return tuple(gradient() if wanted else None for gradient, wanted in zip(compute, ctx.needed, strict=True))
 
 
 class _LayerNorm(PyLayer):
@@ -156,18 +156,18 @@ class _Hidden(PyLayer):
     """Bias, GELU and dropout in the passes over memory that GELU alone would take."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, dropped):
+    def forward(ctx, x, weight, bias, rate):
         """Keeps the derivative of GELU, 0 where dropout drops, for the backward pass: Phi(z) + z phi(z)."""
+        _remember(ctx, x, weight, bias)
         z = paddle.matmul(x, weight)
-        y, derivative = _empty_like(z), np.empty(z.shape, _array(z).dtype)
+        y, ctx.derivative = _empty_like(z), np.empty(z.shape, _array(z).dtype)
         row = _array(bias)
         for a, result in _pieces(z, y):
             a += row
             np.multiply(a, 0.5**0.5, out=result)
         paddle.erf_(y)
-        keep = _draw(z, dropped) if dropped else z
-        ctx.factor = _factor(dropped)
-        for a, result, slope, mask in _pieces(z, y, derivative, keep):
+        keep, ctx.factor = _draw(z, rate) if rate else (z, 1)
+        for a, result, slope, mask in _pieces(z, y, ctx.derivative, keep):
             result += 1
             result *= 0.5  # Phi(z)
             np.multiply(a, a, out=slope)
@@ -177,16 +177,12 @@ class _Hidden(PyLayer):
             slope *= a
             slope += result
             result *= a
-            if dropped:
+            if rate:
                 kept = a  # z is no longer needed
                 kept[:] = mask
                 slope *= kept
                 kept *= ctx.factor
                 result *= kept
-        ctx.input = _input(x)
-        ctx.save_for_backward(weight)
-        ctx.needed = _needed(x, weight, bias)
-        ctx.derivative = derivative
         return y
 
     @staticmethod
@@ -195,13 +191,13 @@ class _Hidden(PyLayer):
         for slope, d, result in _pieces(ctx.derivative, dy, dz):
             np.multiply(d, ctx.factor, out=result)
             result *= slope
-        return _linear_gradients(ctx.input(), *ctx.saved_tensor(), dz, ctx.needed)
+        return _linear_gradients(ctx, dz)
 
 
 class _Dropout(PyLayer):
     @staticmethod
-    def forward(ctx, x, dropped):
-        ctx.keep, ctx.factor = _draw(x, dropped), _factor(dropped)
+    def forward(ctx, x, rate):
+        ctx.keep, ctx.factor = _draw(x, rate)
         return _masked(x, ctx.keep, ctx.factor)
 
     @staticmethod
@@ -209,24 +205,16 @@ class _Dropout(PyLayer):
         return _masked(dy, ctx.keep, ctx.factor)
 
 
-def _draw(x, dropped) -> np.ndarray:
-    """What dropout keeps of `x`, bool; it drops `dropped` of 2^16.
+def _draw(x, rate: float) -> tuple[np.ndarray, float]:
+    """What dropout keeps of `x`, bool, and what that is multiplied by.
 
     The seed comes from Paddle's generator, whose state recompute and resume set.
     """
+    dropped = min(round(rate * _LEVELS), _LEVELS - 1)  # never all
     seed = paddle.randint(0, 2**31 - 1, [1], "int64").item()
     words = np.random.SFC64(seed).random_raw(-(-x.size // 4))  # 64 bits each
-    return (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
-
-
-def _dropped(rate: float) -> int:
-    """The number nearest to that share of _LEVELS, but not all of them."""
-    return min(round(rate * _LEVELS), _LEVELS - 1)
-
-
-def _factor(dropped) -> float:
-    """What dropout multiplies by what it keeps."""
-    return _LEVELS / (_LEVELS - dropped)
+    keep = (words.view(np.uint16)[: x.size] >= dropped).reshape(x.shape)
+    return keep, _LEVELS / (_LEVELS - dropped)
 
 
 def _masked(x, keep, factor):

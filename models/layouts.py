@@ -76,15 +76,13 @@ _NAMES = {  # layers outside and inside the blocks -> ours
 }
 
 
-def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict] | None:
-    """(label, our arrays, names of a layer before the head, told fields), or None when no layout is recognised.
+def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict]:
+    """(label, our arrays, names of a layer before the head, told fields); what no layout knows keeps its name.
 
-    What no layout knows keeps its name. Raises ValueError when matrices are the other way round than the container
-    has them, do not fit each other, or when two networks are in the file.
+    Raises ValueError when no layout is recognised, when matrices are the other way round than the container has them
+    or do not fit each other, or when two networks are in the file.
     """
-    layout, prefix = _layout_of(arrays)
-    if layout is None:
-        return None
+    layout, prefix = _layout_of(container, arrays)
     label, told = layout.label, dict(layout.told)
     wrapper = prefix.removesuffix(layout.base)
     if wrapper:
@@ -111,7 +109,7 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     return label, arrays, left_out, told
 
 
-def _layout_of(arrays: Arrays) -> tuple[_Layout | None, str]:
+def _layout_of(container: str, arrays: Arrays) -> tuple[_Layout, str]:
     """The layout, and what stands before its names in a wrapped network, as `module.` of PyTorch's parallel ones."""
     for layout in _LAYOUTS:
         if layout.mark in arrays:
@@ -122,7 +120,8 @@ def _layout_of(arrays: Arrays) -> tuple[_Layout | None, str]:
             raise ValueError(f"holds several networks, whose names begin with {listed}; save one alone")
         if prefixes:
             return layout, prefixes[0]
-    return None, ""
+    some = ", ".join(sorted(arrays)[:3]) or "nothing"
+    raise ValueError(f"a {container} file, but of no known ViT layout (it holds {some}, ...)")
 
 
 def _with_names(arrays: Arrays, rename) -> Arrays:
