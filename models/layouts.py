@@ -91,8 +91,7 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
     arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
     if layout.mark == _FLAX:
-        told["heads"] = arrays[_FLAX].shape[0]
-        arrays = _without_flax_shapes(arrays)
+        arrays, told["heads"] = _without_flax_shapes(arrays)
     arrays = _with_names(arrays, lambda name: _our_name(name, layout.blocks))
     if layout.mark != _JOINT_QKV:
         return label, arrays, left_out, told
@@ -168,10 +167,11 @@ def _split_qkv(arrays: Arrays) -> Arrays:
     return found
 
 
-def _without_flax_shapes(arrays: Arrays) -> Arrays:
-    """Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches."""
-    if arrays[_FLAX].ndim != 2:
-        raise ValueError(f"{_FLAX} is {arrays[_FLAX].shape}, not (heads, features)")
+def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
+    """The arrays, and how many heads they have.
+
+    Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches.
+    """
     heads, features = arrays[_FLAX].shape
     width = heads * features
     kinds = {"kernel": "weight", "scale": "weight"}
@@ -187,4 +187,4 @@ def _without_flax_shapes(arrays: Arrays) -> Arrays:
         elif name == "embedding/kernel":
             value = value.transpose(3, 2, 0, 1)
         found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value
-    return found
+    return found, heads

@@ -81,8 +81,11 @@ class Attention(nn.Layer):
     def forward(self, x, context):
         q, k, v = self.query(x), self.key(context), self.value(context)  # (B, t, D), (B, T, D), (B, T, D)
         q, k, v = (each.reshape([0, 0, self.heads, self.head_dim]) for each in (q, k, v))
-        fused = self.fused and q.dtype != paddle.float32  # evaluation, in float32, is the same on every device
-        x = self.fused_attention(q, k, v) if fused else self.attention(q, k, v)  # (B, t, heads, head_dim)
+        if self.fused and q.dtype != paddle.float32:  # evaluation, in float32, is the same on every device
+            rate = self.weights_dropout.p
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, training=self.training)
+        else:
+            x = self.attention(q, k, v)  # (B, t, heads, head_dim)
         return self.proj_dropout(self.proj(x.flatten(2)))
 
     def attention(self, q, k, v):
@@ -90,10 +93,6 @@ class Attention(nn.Layer):
         q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, k, v))  # (B, heads, tokens, head_dim)
         weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, t, T)
         return paddle.matmul(self.weights_dropout(weights), v).transpose([0, 2, 1, 3])
-
-    def fused_attention(self, q, k, v):
-        rate = self.weights_dropout.p
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, training=self.training)
 
 
 class Mlp(nn.Layer):

@@ -11,7 +11,6 @@ import math
 import pickle
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from safetensors import deserialize
@@ -32,17 +31,11 @@ _TORCH_KINDS = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": _BFL
 _TORCH_KINDS |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "|i1", "Byte": "|u1"}
 
 
-class Content(NamedTuple):
-    """What a weight file holds."""
+def read_arrays(path, entry: str = "") -> tuple[str, dict[str, np.ndarray], dict[str, str], str]:
+    """(container, arrays, texts, entry) of a weight file; `entry` chooses one of several networks in it.
 
-    container: str  # npz, torch, pdparams or safetensors
-    arrays: dict[str, np.ndarray]  # floating-point numbers as float32
-    texts: dict[str, str]
-    entry: str  # the table in the file that holds the arrays; "" when the file is that table
-
-
-def read_arrays(path, entry: str = "") -> Content:
-    """Read a weight file; `entry` chooses one of several networks in it.
+    The container is npz, torch, pdparams or safetensors. Floating-point numbers come as float32. The entry is the
+    table in the file that holds the arrays, "" when the file is that table.
 
     Raises UserError for a file that is missing, damaged, of another kind, or holds values that are not finite.
     """
@@ -58,7 +51,7 @@ def read_arrays(path, entry: str = "") -> Content:
     if not isinstance(entries, dict):
         raise UserError(f"{path}: holds a {type(entries).__name__}, not a table of named arrays")
     entry = _entry_of_network(path, entries, entry)
-    return Content(container, *_sort_entries(path, entries[entry] if entry else entries), entry)
+    return container, *_sort_entries(path, entries[entry] if entry else entries), entry
 
 
 def write_sealed(path, entries: dict) -> None:
@@ -71,21 +64,18 @@ def write_sealed(path, entries: dict) -> None:
 
 def _entry_of_network(path, entries: dict, chosen: str) -> str:
     """Training checkpoints hold the network as one table among others: its name; "" when `entries` is the network."""
-    tables = [name for name, value in entries.items() if isinstance(value, dict) and _has_arrays(value)]
+    tables = [
+        name
+        for name, value in entries.items()
+        if isinstance(value, dict) and any(isinstance(part, np.ndarray) for part in value.values())
+    ]
+    listed = ", ".join(f"{name!r:.40}" for name in tables[:5])
     if chosen and chosen not in tables:
-        raise UserError(f"{path}: has no network called {chosen!r}; it has {_listed(tables) or 'one without a name'}")
+        raise UserError(f"{path}: has no network called {chosen!r}; it has {listed or 'one without a name'}")
     likely = [chosen] if chosen else [name for name in tables if name in _NETWORKS] or tables
     if len(likely) > 1:
-        raise UserError(f"{path}: holds several networks: {_listed(likely)}; say --entry NAME, or save one alone")
+        raise UserError(f"{path}: holds several networks: {listed}; say --entry NAME, or save one alone")
     return likely[0] if likely else ""
-
-
-def _has_arrays(entries: dict) -> bool:
-    return any(isinstance(value, np.ndarray) for value in entries.values())
-
-
-def _listed(names) -> str:
-    return ", ".join(f"{name!r:.40}" for name in names[:5])
 
 
 def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -23,21 +23,16 @@ from models.weight_files import read_arrays, write_sealed
 
 METADATA = "metadata@@"  # entry of our own weight files: JSON about the run that made them
 
-_GOOGLE_FILES = "https://storage.googleapis.com/vit_models/"
-_AUGREG = "B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"  # its authors' choice of ViT-B/16
-_TIMM_FILES = "https://huggingface.co/timm/"
-_PADDLECLAS_FILES = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
-PRETRAINED_URLS = {  # file name -> official address
-    **{
-        f"{name}.npz": f"{_GOOGLE_FILES}imagenet21k/{name}.npz"
-        for name in ("ViT-B_16", "ViT-B_32", "ViT-L_16", "ViT-L_32", "ViT-H_14")
-    },
-    _AUGREG: f"{_GOOGLE_FILES}augreg/{_AUGREG}",  # on ImageNet-21k too, with more augmentation (2106.10270)
-    "vit_tiny_patch16_224.safetensors": (
-        f"{_TIMM_FILES}vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
-    ),
-    **{f"{name}_pretrained.pdparams": f"{_PADDLECLAS_FILES}{name}_pretrained.pdparams" for name in resnet.NETWORKS},
+_GOOGLE = "https://storage.googleapis.com/vit_models/"
+_OFFICIAL = {  # folder -> files
+    f"{_GOOGLE}imagenet21k/": [f"ViT-{name}.npz" for name in ("B_16", "B_32", "L_16", "L_32", "H_14")],
+    # on ImageNet-21k too, with more augmentation (2106.10270): its authors' choice of ViT-B/16
+    f"{_GOOGLE}augreg/": ["B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"],
+    "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/": [f"{n}_pretrained.pdparams" for n in resnet.NETWORKS],
 }
+_VIT_TI16 = "https://huggingface.co/timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k/resolve/main/model.safetensors"
+PRETRAINED_URLS = {file: folder + file for folder, files in _OFFICIAL.items() for file in files}  # name -> address
+PRETRAINED_URLS["vit_tiny_patch16_224.safetensors"] = _VIT_TI16
 
 _CONVOLUTIONAL = {"network", "first"}  # a field of CNNConfig, and one of TwoNetworksConfig, that no ViTConfig has
 _TOLD = ("heads", "layer_norm_epsilon", "pooling", "activation")  # fields that no shape tells
@@ -232,10 +227,10 @@ def load_pretrained(model, *files) -> list[str]:
     networks = [model.first, model.second] if isinstance(model.config, TwoNetworksConfig) else [model]
     lines = []
     for network, file in zip(networks, files, strict=False):
-        done = "random, no pretrained file"
         if file:
-            done = f"{file}: {load_weights(network, read_weights(file), replace_head=True)}"
-        lines.append(done)
+            lines.append(f"{file}: {load_weights(network, read_weights(file), replace_head=True)}")
+        else:
+            lines.append("random, no pretrained file")
     return lines
 
 

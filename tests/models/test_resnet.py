@@ -211,7 +211,7 @@ def test_a_file_with_paddleclas_names_loads_strictly(name, tmp_path):
     assert digest({key: value.shape for key, value in state.items()}) == NAMES_AND_SHAPES[name]
     path = tmp_path / f"{name}_pretrained.pdparams"
     paddle.save({key: paddle.to_tensor(value) for key, value in state.items()}, str(path))
-    arrays = read_arrays(path).arrays
+    arrays = read_arrays(path)[1]
     model = strictly_loaded(network(name), arrays)
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), state[key], err_msg=key)
