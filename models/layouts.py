@@ -95,7 +95,9 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     arrays = _with_names(arrays, lambda name: _our_name(name, layout.blocks))
     if layout.mark != _JOINT_QKV:
         return label, arrays, left_out, told
-    arrays = _split_qkv(arrays)
+    for name in [name for name in arrays if ".attn.qkv." in name]:
+        pieces = zip(("query", "key", "value"), np.split(arrays.pop(name), 3, axis=-1), strict=True)
+        arrays |= {name.replace("qkv", part): piece for part, piece in pieces}
     if container == "pdparams":
         label, told = label.replace("timm", "PaddleClas"), dict(_CODE)
     fc1 = arrays.get("blocks.7.mlp.fc1.weight")
@@ -155,18 +157,6 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
     return turned
 
 
-def _split_qkv(arrays: Arrays) -> Arrays:
-    """Query, key and value, which timm has in one layer, as three."""
-    found = {}
-    for name, value in arrays.items():
-        if ".attn.qkv." in name:
-            for part, piece in zip(("query", "key", "value"), np.split(value, 3, axis=-1), strict=True):
-                found[name.replace("qkv", part)] = piece
-        else:
-            found[name] = value
-    return found
-
-
 def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
     """The arrays, and how many heads they have.
 
@@ -178,12 +168,11 @@ def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
     found = {}
     for name, value in arrays.items():
         layer, _, kind = name.replace("/", ".").rpartition(".")
-        if "MultiHeadDotProductAttention_1" in layer and kind == "kernel":
-            if value.shape != ((heads, features, width) if layer.endswith(".out") else (width, heads, features)):
-                raise ValueError(f"transposed kernels: {name} is {value.shape}, for a width of {width}")
-            value = value.reshape(width, width)
-        elif "MultiHeadDotProductAttention_1" in layer:
-            value = value.reshape(width)
+        if "MultiHeadDotProductAttention_1" in layer:
+            expected = (heads, features, width) if layer.endswith(".out") else (width, heads, features)
+            if kind == "kernel" and value.shape != expected:
+                raise ValueError(f"transposed kernels: {name} is {value.shape} instead of {expected}")
+            value = value.reshape((width, width) if kind == "kernel" else width)
         elif name == "embedding/kernel":
             value = value.transpose(3, 2, 0, 1)
         found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value

@@ -122,14 +122,14 @@ def model_from_file(path, entry: str = "", **said) -> tuple:
     weights.network |= {name: beside.pop(name) for name in _TOLD if name in beside}
     weights.pictures = {**beside, **pictures}
     config = config_from_weights(weights, **said)
-    arrays, report = fit(weights, config, replace_head=False)
+    fit(weights, config, replace_head=False)  # an error comes before the network is made
     if isinstance(config, ViTConfig):
         told = {**weights.network, **said}
         weights.assumed = {name: getattr(config, name) for name in _TOLD if name not in told}
     if not recipe:
         _assume_pictures(weights, config.num_classes)
     model = build(config)
-    _copy(arrays, model)
+    report = load_weights(model, weights, replace_head=False)
     model.eval()
     return model, weights, report
 
@@ -215,7 +215,9 @@ def _check(config: ViTConfig | CNNConfig, path) -> None:
 def load_weights(model, weights: Weights, replace_head: bool) -> str:
     """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
     arrays, report = fit(weights, model.config, replace_head)
-    _copy(arrays, model)
+    state = model.state_dict()
+    for name, value in arrays.items():
+        state[name].set_value(np.ascontiguousarray(value))
     return report
 
 
@@ -273,12 +275,6 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
     changes = {"resized": resized, "replaced": replaced, "left out": weights.left_out}
     changed = [f"; {what}: {', '.join(names)}" for what, names in changes.items() if names]
     return arrays, f"{len(expected)} arrays ({weights.layout}){''.join(changed)}"
-
-
-def _copy(arrays: Arrays, model) -> None:
-    state = model.state_dict()
-    for name, value in arrays.items():
-        state[name].set_value(np.ascontiguousarray(value))
 
 
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:

@@ -26,7 +26,6 @@ LAYOUTS = {
     "Hugging Face": "Hugging Face",
     "Google": "Google",
     "official": "official R-Drop",
-    "official old": "official R-Drop",
     "own": "this project",
 }
 

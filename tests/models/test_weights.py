@@ -1,6 +1,5 @@
 import argparse
 import dataclasses
-import functools
 import io
 import json
 import math
@@ -31,13 +30,13 @@ from weight_files import (
     write_npz,
     write_paddle,
     write_torch,
-    write_torch_legacy,
 )
 
 from common.errors import UserError
 from common.pixels import Resize
 from models import build_model, model_config, state_shapes
 from models.vit import ViT, ViTConfig
+from models.weight_files import _view
 from models.weights import (
     METADATA,
     config_from_weights,
@@ -67,9 +66,8 @@ def logits(model) -> np.ndarray:
 
 
 @pytest.mark.parametrize("qkv_bias", [True, False])
-@pytest.mark.parametrize("name", ["ViT-digits", "ViT-Ti_16"])
-def test_the_table_of_shapes_is_the_network(name, qkv_bias):
-    config = model_config(name, 7, 32, depth=2, qkv_bias=qkv_bias)
+def test_the_table_of_shapes_is_the_network(qkv_bias):
+    config = model_config("ViT-digits", 7, 32, depth=2, qkv_bias=qkv_bias)
     state = ViT(config).state_dict()
     assert state_shapes(config) == {key: tuple(value.shape) for key, value in state.items()}
 
@@ -120,23 +118,18 @@ def swap(arrays, *parts) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("write", "layout", "part"),
+    ("write", "layout", "part", "qkv_bias"),
     [
-        (save_file, lambda s: turned(joint(s)), "blocks.1.attn.qkv.weight"),
-        (save_file, lambda s: turned(joint(s)), "blocks.0.mlp.fc1.weight"),
-        (save_file, hugging_face, "layer.1.output.dense.weight"),
-        (write_torch, official, "layer.0.ffn.fc1.weight"),
-        (write_paddle, joint, "blocks.0.mlp.fc2.weight"),
-        (write_paddle, joint, "blocks.0.attn.qkv.weight"),
-        (write_npz, lambda s: google(s, DIGITS), "encoderblock_1/MlpBlock_3/Dense_0/kernel"),
+        (save_file, lambda s: turned(joint(s)), "blocks.1.attn.qkv.weight", False),
+        (save_file, hugging_face, "layer.1.output.dense.weight", True),
+        (write_torch, official, "layer.0.ffn.fc1.weight", False),
+        (write_paddle, joint, "blocks.0.mlp.fc2.weight", True),
+        (write_paddle, joint, "blocks.0.attn.qkv.weight", False),
+        (write_npz, lambda s: google(s, DIGITS), "encoderblock_1/MlpBlock_3/Dense_0/kernel", True),
     ],
 )
-@pytest.mark.parametrize("qkv_bias", [True, False])
 def test_transposed_kernels_are_an_error_that_names_the_first(write, layout, part, qkv_bias, tmp_path):
-    state = random_state(DIGITS)
-    if not qkv_bias and write is not write_npz:
-        state = {k: v for k, v in state.items() if not k.endswith(("query.bias", "key.bias", "value.bias"))}
-    write(swap(layout(state), part), tmp_path / "w")
+    write(swap(layout(random_state(dataclasses.replace(DIGITS, qkv_bias=qkv_bias))), part), tmp_path / "w")
     with pytest.raises(UserError, match=f"w: transposed kernels: .*{part} is "):
         read_weights(tmp_path / "w")
 
@@ -162,22 +155,20 @@ def test_heads_of_unusual_width(tmp_path):
 
 @pytest.mark.parametrize("project", ["PaddleClas", "timm"])
 def test_the_small_vit_of_2020_scales_its_scores_by_768(project, tmp_path):
-    config = ViTConfig(3, 32, 16, 768, 8, 8, 2304, qkv_bias=False, layer_norm_epsilon=1e-5)
-    state = random_state(config)
+    rng = np.random.default_rng(0)
+    arrays = {"blocks.0.attn.qkv.weight": (768, 3 * 768), "blocks.7.mlp.fc1.weight": (768, 2304)}
+    arrays = {name: rng.normal(size=shape).astype("float32") for name, shape in arrays.items()}
     if project == "timm":
-        write_torch(turned(joint(state)), tmp_path / "w")
+        write_torch(turned(arrays), tmp_path / "w")
     else:
-        write_paddle(joint(state), tmp_path / "w")
-    model, weights, report = model_from_file(tmp_path / "w")
-    assert model.config == config and f"arrays ({project} ViT_small)" in report
-    assert weights.assumed.keys() == {"scale", "resize", "class_order"}
-    ours = model.blocks[3].attn
-    np.testing.assert_allclose(
-        ours.query.weight.numpy() * ours.head_dim**-0.5,
-        state["blocks.3.attn.query.weight"] * 768**-0.5,
-        rtol=1e-6,
-    )
-    np.testing.assert_array_equal(ours.key.weight.numpy(), state["blocks.3.attn.key.weight"])
+        write_paddle(arrays, tmp_path / "w")
+    weights = read_weights(tmp_path / "w")
+    assert weights.layout == f"{project} ViT_small"
+    assert weights.network == {"pooling": "token", "activation": "gelu", "heads": 8, "layer_norm_epsilon": 1e-5}
+    query, key, _ = np.split(arrays["blocks.0.attn.qkv.weight"], 3, axis=1)
+    found = weights.arrays["blocks.0.attn.query.weight"]
+    np.testing.assert_allclose(found * (768 // 8) ** -0.5, query * 768**-0.5, rtol=1e-6)
+    np.testing.assert_array_equal(weights.arrays["blocks.0.attn.key.weight"], key)
 
 
 def as_bfloat16(value) -> np.ndarray:
@@ -203,9 +194,7 @@ def each(function):
     ("write", "layout", "relative"),
     [
         (lambda a, p: save_file(each(np.float16)(a), p), lambda s: turned(joint(s)), 2**-11),
-        (lambda a, p: write_torch(each(np.float16)(a), p), official, 2**-11),
         (lambda a, p: write_torch(each(as_bfloat16)(a), p), official, 2**-7),
-        (lambda a, p: write_torch_legacy(each(as_bfloat16)(a), p), official, 2**-7),
         (bfloat16_safetensors, lambda s: turned(joint(s)), 2**-7),
         (paddle_bfloat16, joint, 2**-7),
         (lambda a, p: write_paddle(each(lambda v: v.astype(">f8"))(a), p), joint, 0),
@@ -230,9 +219,7 @@ def torch_view(offset, shape, strides, path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("offset", "shape", "strides", "expected"),
     [
-        (0, (3, 4), (4, 1), np.arange(12).reshape(3, 4)),
         (0, (4, 3), (1, 4), np.arange(12).reshape(3, 4).T),
-        (5, (3,), (1,), [5, 6, 7]),
         (1, (4,), (3,), [1, 4, 7, 10]),
         (11, (), (), 11),
         (4, (3,), (0,), [4, 4, 4]),
@@ -245,18 +232,24 @@ def test_tensors_of_torch_are_views_of_their_storage(offset, shape, strides, exp
 @pytest.mark.parametrize(
     ("offset", "shape", "strides"),
     [
-        (0, (13,), (1,)),
         (12, (), ()),
         (6, (3, 4), (4, 1)),
-        (0, (4,), (4,)),
         (-1, (3,), (1,)),
         (11, (3,), (-1,)),
+        (0, (5,), (2**61,)),  # in 64 bits the last would be where the first is
         (0, (10**6, 10**6), (0, 0)),  # twelve numbers that would be 4 TB once they are copied
     ],
 )
 def test_tensors_outside_their_storage_are_errors(offset, shape, strides, tmp_path):
     with pytest.raises(UserError, match=r"a tensor of shape .* in a storage of 12 numbers"):
         torch_view(offset, shape, strides, tmp_path / "w")
+
+
+def test_a_view_of_a_view_with_gaps_is_an_error():
+    """Twelve times the last number of a storage; what is behind it is not of the file."""
+    gaps = _view(np.arange(12, dtype=np.float32), 11, (12,), (0,))
+    with pytest.raises(ValueError, match="not contiguous"):
+        _view(gaps, 0, (12,), (1,))
 
 
 def test_two_arrays_for_the_same_place_are_an_error(tmp_path):
@@ -266,8 +259,7 @@ def test_two_arrays_for_the_same_place_are_an_error(tmp_path):
         read_weights(tmp_path / "w")
 
 
-@pytest.mark.parametrize("new_format", [True, False])
-def test_files_of_pytorch_itself(new_format, tmp_path):
+def test_files_of_pytorch_itself(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is only a test dependency")
     state = random_state(DIGITS)
     tensors = {name: torch.from_numpy(value) for name, value in official(state).items()}
@@ -276,15 +268,18 @@ def test_files_of_pytorch_itself(new_format, tmp_path):
     both = torch.stack([tensors["head.bias"] + 1, tensors["head.bias"]])
     tensors["head.bias"] = both[1]  # a part of a larger storage
     tensors["head.weight"] = torch.nn.Parameter(tensors["head.weight"])
-    torch.save(tensors, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    torch.save({"state_dict": tensors, "step": 7}, tmp_path / "w")
     found = read_weights(tmp_path / "w").arrays
     assert set(found) == set(state)
     for name, value in found.items():
         np.testing.assert_array_equal(value, state[name], err_msg=name)
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))  # has versions and an int64 count
-    torch.save(module.state_dict(), tmp_path / "other", _use_new_zipfile_serialization=new_format)
+    torch.save(module.state_dict(), tmp_path / "other")
     with pytest.raises(UserError, match=r"a torch file, but of no known ViT layout \(it holds 0\.bias"):
         read_weights(tmp_path / "other")
+    torch.save(tensors, tmp_path / "old", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"old: written by PyTorch before 1\.6, .*; save it anew"):
+        read_weights(tmp_path / "old")
 
 
 def test_own_files_are_read_by_paddle_itself(tmp_path):
@@ -308,7 +303,7 @@ def test_position_embedding_is_resized_as_the_official_code_does():
         np.testing.assert_array_equal(found[0, 0], embedding[0, 0])
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", ["timm", "Google"])
 def test_a_head_of_other_classes_is_replaced_in_training_and_refused_in_evaluation(layout, tmp_path):
     config = model_config("ViT-digits", 1000, 8, depth=2)
     WRITERS[layout][1](random_state(config), config, tmp_path / "w")
@@ -322,10 +317,9 @@ def test_a_head_of_other_classes_is_replaced_in_training_and_refused_in_evaluati
 
 
 @pytest.mark.parametrize("replace_head", [True, False])
-@pytest.mark.parametrize("layout", WRITERS)
-def test_nothing_is_loaded_when_anything_does_not_fit(layout, replace_head, tmp_path):
+def test_nothing_is_loaded_when_anything_does_not_fit(replace_head, tmp_path):
     config = model_config("ViT-digits", 10, 8, depth=3)
-    WRITERS[layout][1](random_state(config), config, tmp_path / "w")
+    WRITERS["timm"][1](random_state(config), config, tmp_path / "w")
     weights = read_weights(tmp_path / "w")
     weights.arrays["blocks.1.norm1.odd"] = weights.arrays.pop("blocks.1.norm1.bias")
     target = random_model(seed=1)
@@ -431,8 +425,15 @@ def test_the_base_model_of_hugging_face_starts_training(tmp_path):
     np.testing.assert_array_equal(model.blocks[1].attn.key.weight.numpy(), STATE["blocks.1.attn.key.weight"])
 
 
-@pytest.mark.parametrize("layout", [lambda s: turned(joint(s)), hugging_face, official, transformers_5])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.backbone."])
+@pytest.mark.parametrize(
+    ("prefix", "layout"),
+    [
+        ("module.", official),
+        ("_orig_mod.", lambda s: turned(joint(s))),
+        ("module._orig_mod.", hugging_face),
+        ("net.backbone.", transformers_5),
+    ],
+)
 def test_prefixes_of_wrapped_networks_are_taken_off_and_named(prefix, layout, tmp_path):
     write_torch({prefix + name: value for name, value in layout(STATE).items()}, tmp_path / "w")
     weights = read_weights(tmp_path / "w")
@@ -472,31 +473,17 @@ def test_the_network_in_a_training_checkpoint(tmp_path):
         model_from_file(path, entry="ema")
 
 
-def test_the_network_in_a_training_checkpoint_of_pytorch(tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch is only a test dependency")
-    tensors = {name: torch.from_numpy(value) for name, value in official(STATE).items()}
-    torch.save({"state_dict": tensors, "step": 7}, tmp_path / "w")
-    np.testing.assert_array_equal(read_weights(tmp_path / "w").arrays["norm.bias"], STATE["norm.bias"])
-
-
-@pytest.mark.parametrize("new_format", [True, False])
 @pytest.mark.parametrize(
-    ("beside", "named"),
-    [
-        (argparse.Namespace(lr=0.1), r"argparse\.Namespace"),
-        (Path("runs"), r"pathlib\.\w*Path"),
-        (Counter(a=1), r"collections\.Counter"),
-        (functools.partial(print, 1), r"functools\.partial"),
-    ],
+    ("beside", "named"), [(argparse.Namespace(lr=0.1), r"argparse\.Namespace"), (Counter(a=1), r"collections\.Counter")]
 )
-def test_a_class_beside_the_weights_is_named_with_what_to_do(beside, named, new_format, tmp_path):
+def test_a_class_beside_the_weights_is_named_with_what_to_do(beside, named, tmp_path):
     """As MAE and DeiT save their options. Saved alone, as the message says, the same weights are read."""
     torch = pytest.importorskip("torch", reason="PyTorch is only a test dependency")
     tensors = {name: torch.from_numpy(value) for name, value in official(STATE).items()}
-    torch.save({"model": tensors, "args": beside}, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    torch.save({"model": tensors, "args": beside}, tmp_path / "w")
     with pytest.raises(UserError, match=rf"asks for {named}, which is code.* save the arrays alone, .*torch\.save\("):
         read_weights(tmp_path / "w")
-    torch.save(tensors, tmp_path / "w", _use_new_zipfile_serialization=new_format)
+    torch.save(tensors, tmp_path / "w")
     assert read_weights(tmp_path / "w").arrays.keys() == STATE.keys()
 
 
@@ -521,12 +508,11 @@ def test_a_flipped_bit_in_our_own_files_is_an_error(tmp_path):
         read_weights(path)
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-@pytest.mark.parametrize("kind", ["npz", "torch"])
-def test_members_of_other_compression_are_refused_unread(kind, method, tmp_path):
+@pytest.mark.parametrize("member", ["head/bias.npy", "archive/data.pkl"])
+def test_members_of_other_compression_are_refused_unread(member, tmp_path):
     """Their memory is not bounded by zipfile: 2 KB of bz2 become 3 GB."""
-    with zipfile.ZipFile(tmp_path / "w", "w", method) as archive:
-        archive.writestr("head/bias.npy" if kind == "npz" else "archive/data.pkl", bytes(2**20))
+    with zipfile.ZipFile(tmp_path / "w", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr(member, bytes(2**20))
     with pytest.raises(UserError, match=r"w: member .* is compressed by method .*; only Deflate and none are read"):
         read_weights(tmp_path / "w")
 
@@ -536,7 +522,6 @@ def test_members_of_other_compression_are_refused_unread(kind, method, tmp_path)
     [
         {"first": {"patch_size": 1024, "image_size": 2048}, "second": {}},
         {"first": {"width": 2**14, "mlp_width": 2**16, "depth": 64}, "second": {"depth": 64}},
-        {"first": {"image_size": 10**6}, "second": {}},
         {"first": {"depth": 10**9}, "second": {}},
         {"first": {"first": {}, "second": {}}, "second": {}},
     ],
@@ -548,14 +533,14 @@ def test_a_pair_that_is_described_but_not_there_is_refused_before_it_is_made(net
     arrays = {f"first.{name}": value for name, value in STATE.items()} | {"b._batch_norm._mean": np.ones(3, np.float32)}
     (tmp_path / "w").write_bytes(pickle.dumps({**arrays, METADATA: json.dumps({"network": described})}))
     began = time.perf_counter()
-    with pytest.raises(UserError, match=r"does not fit|must be at most|describe a run"):
+    with pytest.raises(UserError, match=r"does not fit|must be from|describe a run"):
         model_from_file(tmp_path / "w")
     assert time.perf_counter() - began < 10
 
 
 def test_an_image_size_that_no_machine_computes_is_refused(tmp_path):
     save_weights(tmp_path / "w", random_model(), {})
-    with pytest.raises(UserError, match="image_size 4,096: must be at most 2,048"):
+    with pytest.raises(UserError, match="image_size 4,096: must be from 1 to 2,048"):
         model_from_file(tmp_path / "w", image_size=4096)
 
 
@@ -598,6 +583,12 @@ def header_of_safetensors(entries: str) -> bytes:
     return len(entries).to_bytes(8, "little") + entries.encode() + bytes(16)
 
 
+def write_big_endian(path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", torch_pickle({}))
+        archive.writestr("archive/byteorder", "big")
+
+
 class Empty:
     """Pickles as a call of NumPy's own constructor of arrays of any shape."""
 
@@ -607,26 +598,22 @@ class Empty:
 
 RESNET = {"conv1.weight": np.ones((4, 3, 7, 7), np.float32), "layer1.0.bn1.num_batches_tracked": np.array(3)}
 BIN, NPZ, SAFE = written(write_torch, official(STATE)), written(write_npz, google(STATE, DIGITS)), save(joint(STATE))
-OLD_BIN, PADDLE = written(write_torch_legacy, official(STATE)), written(write_paddle, joint(STATE))
-HEAD_BIAS = STATE["head.bias"].tobytes()  # behind its count, 10, in an old file
+PADDLE = written(write_paddle, joint(STATE))
+DAMAGED = "not a readable (weight file|pickle)"
 BAD = {
     "empty": (b"", "no weight file that is known"),
-    "text": (b"hello, this is text\n", "no weight file that is known"),
     "html": (b"<!DOCTYPE html><html><body>404</body></html>", "no weight file that is known"),
-    "zip cut": (b"PK\x03\x04 and then nothing of a zip", "not a readable .npz"),
-    "npz cut": (NPZ[: len(NPZ) // 2], "not a readable .npz"),
-    "npz damaged": (NPZ[:5000] + b"damage" + NPZ[5006:], "not a readable .npz"),
-    "npz with a huge shape": (npz_that_claims((10**6, 10**6)), r"claims the shape \(1000000, 1000000\)"),
-    "npz with 1 GB": (npz_that_claims((2**28,)), r"claims the shape \(268435456,\)"),
-    "npz with a negative shape": (npz_that_claims((-2, -5)), r"claims the shape \(-2, -5\)"),
+    "zip cut": (b"PK\x03\x04 and then nothing of a zip", DAMAGED),
+    "zip of text": (written(lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x")), DAMAGED),
     "zip bomb": (zip_bomb(), "become 268,435,456, more than 20 times as many"),
-    "zip of text": (written(lambda p: zipfile.ZipFile(p, "w").writestr("a.txt", "x")), "not a readable .npz"),
-    "safetensors cut": (SAFE[:-1000], "not a readable .safetensors"),
-    "safetensors without header": (b"\x10\0\0\0\0\0\0\0{and no header}", "not a readable .safetensors"),
-    "safetensors of 4 GB": (b"\xff\xff\xff\xff\0\0\0\0{}", "not a readable .safetensors"),
+    "npz damaged": (NPZ[:5000] + b"damage" + NPZ[5006:], DAMAGED),
+    "npz with a huge shape": (npz_that_claims((10**6, 10**6)), r"into shape \(1000000,1000000\)"),
+    "npz with a negative shape": (npz_that_claims((-2, -5)), DAMAGED),
+    "safetensors cut": (SAFE[:-1000], DAMAGED),
+    "safetensors of 4 GB": (b"\xff\xff\xff\xff\0\0\0\0{}", DAMAGED),
     "safetensors with a huge shape": (
         header_of_safetensors('{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,16]}}'),
-        "not a readable .safetensors",
+        DAMAGED,
     ),
     "safetensors of 8 bits": (
         header_of_safetensors('{"a":{"dtype":"F8_E4M3","shape":[16],"data_offsets":[0,16]}}'),
@@ -637,32 +624,22 @@ BAD = {
     "texts": (pickle.dumps({"a": np.array(["x"])}), "refused, it holds an array of 'U1'"),
     "a number for a name": (pickle.dumps({5: np.ones(1)}), "entry called 5"),
     "a name of two lines": (pickle.dumps({"a\nb": np.ones(1)}), r"entry called 'a\\nb'"),
-    "pickle cut": (PADDLE[: len(PADDLE) // 2], "not a readable pickle"),
+    "pickle cut": (PADDLE[: len(PADDLE) // 2], DAMAGED),
     "pickle with a huge array": (pickle.dumps({"a": Empty()}), "entry 'a'|not a readable pickle|of no known"),
-    "pickle with a huge memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "of no known ViT layout"),
     "one array under many names": (
         pickle.dumps(dict.fromkeys(map(str, range(9999)), np.ones(9999, np.float16))),
         "claims 400 MB of arrays",
     ),
-    "bin cut": (BIN[: len(BIN) // 2], "not a readable .npz or PyTorch file"),
-    "old bin cut": (OLD_BIN[:-1000], "not a readable PyTorch file .*not whole"),
-    "old bin with another count": (
-        OLD_BIN.replace(b"\x0a" + bytes(7) + HEAD_BIAS, b"\x09" + bytes(7) + HEAD_BIAS),
-        "storage .* is not whole",
-    ),
-    "old bin cut early": (OLD_BIN[:700], "not a readable pickle"),
+    "bin cut": (BIN[: len(BIN) // 2], DAMAGED),
     "bin with another storage": (
         written(lambda p: write_torch({"a": np.ones(4)}, p, torch_pickle({"a": np.ones(5)}))),
-        "storage 0 has 32 bytes instead of 40",
+        "storage 0 has 4 numbers instead of 5",
     ),
-    "bin of another machine": (BIN.replace(b"little", b"big   "), "not a readable"),
-    "nan safetensors": (save(nan_in(turned(joint(STATE)))), "cls_token holds values that are not finite"),
-    "nan pdparams": (written(write_paddle, nan_in(joint(STATE))), "cls_token holds values that are not finite"),
-    "nan bin": (written(write_torch, nan_in(official(STATE))), "cls_token holds values that are not finite"),
-    "nan npz": (written(write_npz, nan_in(google(STATE, DIGITS))), "cls holds values that are not finite"),
+    "bin of another machine": (written(write_big_endian), "written on a big-endian machine"),
+    "bin before 1.6": (pickle.dumps(0x1950A86A20F9469CFC6C, 2), r"before 1\.6, which is not read here; save it anew"),
+    "nan": (save(nan_in(turned(joint(STATE)))), "cls_token holds values that are not finite"),
     "too large for float32": (pickle.dumps({"a": np.array([1e300])}), "a holds values that are not finite"),
-    "resnet safetensors": (save(RESNET), r"no known ViT layout \(it holds conv1\.weight"),
-    "resnet pdparams": (written(write_paddle, RESNET), r"no known ViT layout \(it holds conv1\.weight"),
+    "resnet": (save(RESNET), r"no known ViT layout \(it holds conv1\.weight"),
 }
 
 
@@ -681,30 +658,25 @@ def test_bad_files_are_named_with_the_reason(case, tmp_path):
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("layout", WRITERS)
-def test_shapes_that_would_make_a_huge_network_are_refused_before_it_is_made(layout, tmp_path):
+def test_shapes_that_would_make_a_huge_network_are_refused_before_it_is_made(tmp_path):
     state = random_state(DIGITS)
     for i in range(2, 300):
         state[f"blocks.{i}.norm1.weight"] = state["norm.weight"]
-    state["blocks.0.mlp.fc1.bias"] = np.zeros(10**6, np.float32)
-    state["head.bias"] = np.zeros(10**6, np.float32)
-    config = DIGITS
-    WRITERS[layout][1](state, config, tmp_path / "w")
-    with pytest.raises(UserError, match=r"(depth 300|mlp_width 1,000,000): must be at most"):
+    save_file(turned(joint(state)), tmp_path / "w")
+    with pytest.raises(UserError, match="depth 300: must be from 1 to 64"):
         model_from_file(tmp_path / "w")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"pos_embed": np.ones((1, 18, 64), np.float32)}, "18 tokens|not a whole|does not fit"),
+        ({"pos_embed": np.ones((1, 18, 64), np.float32)}, r"pos_embed is \(1, 18, 64\) instead of \(1, 17, 64\)"),
         ({"pos_embed": np.ones(5, np.float32)}, "not a whole ViT"),
         ({"pos_embed": np.ones((1, 1, 64), np.float32)}, "image_size 0"),
         ({"pos_embed": np.ones((2, 17, 64), np.float32)}, r"pos_embed is \(2, 17, 64\) instead of \(1, 17, 64\)"),
         ({"head.bias": np.ones((), np.float32)}, "not a whole ViT"),
         ({"patch_embed.proj.weight": np.ones((64, 4, 2, 2), np.float32)}, r"is \(64, 4, 2, 2\) instead of"),
-        ({"patch_embed.proj.weight": np.ones((64, 3, 0, 0), np.float32)}, "must be 1 or more"),
-        ({"patch_embed.proj.weight": np.ones((0, 3, 2, 2), np.float32)}, "must be 1 or more"),
+        ({"patch_embed.proj.weight": np.ones((0, 3, 2, 2), np.float32)}, "width 0: must be from 1"),
         ({"norm.bias": np.ones(64, np.int64)}, "norm.bias is int64"),
         ({"blocks.1.norm1.weight": None}, "unexpected blocks.1"),
     ],
@@ -721,28 +693,18 @@ def test_odd_shapes_are_errors(change, reason, tmp_path):
     "metadata",
     [
         "[]",
-        "5",
         "{",
         "[" * 100_000,
-        '{"recipe": 5}',
-        '{"network": 5}',
-        '{"network": {"heads": "x"}}',
-        '{"network": {"heads": true}}',
-        '{"network": {"heads": 0}}',
-        '{"network": {"heads": -4}}',
-        '{"network": {"heads": 1.5}}',
-        '{"network": {"heads": 7}}',
-        '{"network": {"depth": null}}',
-        '{"network": {"layer_norm_epsilon": NaN}}',
-        '{"network": {"layer_norm_epsilon": -1}}',
-        '{"network": {"dropout": 1}}',
-        '{"network": {"qkv_bias": 1}}',
-        '{"network": {"made_up": 1}}',
-        '{"recipe": {"scale": []}}',
-        '{"recipe": {"scale": {}}}',
-        '{"recipe": {"scale": "0..255"}}',
         '{"recipe": []}',
-        '{"network": {"dropout": 1e999}}',
+        '{"recipe": {"scale": []}}',
+        '{"recipe": {"scale": "0..255"}}',
+        '{"network": 5}',
+        '{"network": {"made_up": 1}}',
+        '{"network": {"heads": true}}',
+        '{"network": {"heads": -4}}',
+        '{"network": {"heads": 7}}',
+        '{"network": {"layer_norm_epsilon": NaN}}',
+        '{"network": {"dropout": 1}}',
         '{"network": {"heads": %s}}' % ("9" * 5000),
     ],
 )
@@ -769,25 +731,25 @@ def in_persistent_id(value) -> bytes:
     return b"\x80\x02}" + b"X\x01\0\0\0a(X\x07\0\0\0storage" + pickle.dumps(value, 2)[2:-1] + b"tQs."
 
 
-@pytest.mark.parametrize(
-    ("evil", "named"),
-    [
-        (lambda witness: Evil(os.system, f"touch {witness}"), "posix.system"),
-        (lambda witness: Evil(eval, f"open({str(witness)!r}, 'w')"), "eval"),
-        (lambda witness: Evil(getattr, Evil(__import__, "os"), "system"), "getattr"),
-        (lambda witness: Evil(np.save, str(witness), np.ones(1)), "numpy.save|numpy.lib"),
-        (lambda witness: [{"deep": (Evil(exec, f"open({str(witness)!r}, 'w')"),)}], "exec"),
-    ],
-)
-@pytest.mark.parametrize("place", ["pdparams", "bin", "old bin", "persistent id of bin", "persistent id of pdparams"])
-def test_malicious_files_are_refused_by_name_and_nothing_runs(place, evil, named, tmp_path):
+SYSTEM = "posix.system", lambda witness: Evil(os.system, f"touch {witness}")
+MALICIOUS = [
+    ("pdparams", *SYSTEM),
+    ("bin", *SYSTEM),
+    ("persistent id of bin", *SYSTEM),
+    ("persistent id of pdparams", *SYSTEM),
+    ("pdparams", "getattr", lambda witness: Evil(getattr, Evil(__import__, "os"), "system")),
+    ("pdparams", "numpy.save|numpy.lib", lambda witness: Evil(np.save, str(witness), np.ones(1))),
+    ("bin", "exec", lambda witness: [{"deep": (Evil(exec, f"open({str(witness)!r}, 'w')"),)}]),
+]
+
+
+@pytest.mark.parametrize(("place", "named", "evil"), MALICIOUS)
+def test_malicious_files_are_refused_by_name_and_nothing_runs(place, named, evil, tmp_path):
     witness, path = tmp_path / "ran", tmp_path / "w"
     value = evil(witness)
     bad = in_persistent_id(value) if "persistent" in place else pickle.dumps({"head.bias": value}, 2)
     if place.endswith("pdparams"):
         path.write_bytes(bad)
-    elif place == "old bin":
-        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001)) + bad)
     else:
         write_torch({}, path, bad)
     with pytest.raises(UserError, match=rf"^{path}: refused, it asks for \S*({named})\S*, which is code"):
@@ -797,7 +759,7 @@ def test_malicious_files_are_refused_by_name_and_nothing_runs(place, evil, named
 
 def test_pickles_inside_npz_are_refused(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.array([Evil(os.system, f"touch {tmp_path / 'ran'}")], dtype=object))
-    with pytest.raises(UserError, match=r"a\.npy holds pickled objects"):
+    with pytest.raises(UserError, match="cannot create an OBJECT array"):
         read_weights(tmp_path / "w.npz")
     assert not (tmp_path / "ran").exists()
 

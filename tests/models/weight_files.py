@@ -162,7 +162,7 @@ def _tuple(numbers) -> bytes:
     return b"(" + b"".join(map(_int, numbers)) + b"t"
 
 
-def torch_pickle(arrays, legacy=False, views=None) -> bytes:
+def torch_pickle(arrays, views=None) -> bytes:
     """What `torch.save` writes of a state dict, opcode by opcode: tensors as views of the storages 0, 1, 2, ...
 
     `views` name another (offset, shape, strides), in numbers, than that of the whole array.
@@ -174,8 +174,7 @@ def torch_pickle(arrays, legacy=False, views=None) -> bytes:
         storage = f"ctorch\n{STORAGES[str(value.dtype)]}Storage\n".encode()
         out += _text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(("
         out += _text("storage") + storage + _text(str(key)) + _text("cpu") + _int(value.size)
-        out += b"NtQ" if legacy else b"tQ"
-        out += _int(offset) + _tuple(shape) + _tuple(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
+        out += b"tQ" + _int(offset) + _tuple(shape) + _tuple(strides) + b"\x89ccollections\nOrderedDict\n)RtR"
     return out + b"u}" + _text("_metadata") + b"}sb."  # a state dict has the versions of its layers hung on it
 
 
@@ -187,18 +186,6 @@ def write_torch(arrays, path, description=None) -> None:
         for key, value in enumerate(arrays.values()):
             archive.writestr(f"archive/data/{key}", value.tobytes())
         archive.writestr("archive/version", "3\n")
-
-
-def write_torch_legacy(arrays, path) -> None:
-    """A file of `torch.save` before version 1.6."""
-    with open(path, "wb") as file:
-        machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
-        for part in (0x1950A86A20F9469CFC6C, 1001, machine):
-            pickle.dump(part, file, 2)
-        file.write(torch_pickle(arrays, legacy=True))
-        pickle.dump([str(key) for key in range(len(arrays))], file, 2)
-        for value in arrays.values():
-            file.write(value.size.to_bytes(8, "little") + value.tobytes())
 
 
 def write_own(state, config, path) -> None:
@@ -214,6 +201,5 @@ WRITERS = {  # name of the case -> (label that the report must give, writer)
     "PaddleClas": ("PaddleClas", lambda state, _, path: write_paddle(joint(state), path)),
     "PaddleClas tensors": ("PaddleClas", lambda state, _, path: write_paddle_tensors(joint(state), path)),
     "official": ("official R-Drop", lambda state, _, path: write_torch(official(state), path)),
-    "official old": ("official R-Drop", lambda state, _, path: write_torch_legacy(official(state), path)),
 }
 WITHOUT_QKV_BIAS = [name for name in WRITERS if name != "Google"]  # Flax has no such network
