@@ -59,10 +59,6 @@ def _tuple(items=()):
     return tuple(items)
 
 
-def _dict(items=()):
-    return dict(_with_plain_keys(items))
-
-
 def _with_plain_keys(items):
     for key, value in items:
         if not isinstance(key, _KEYS):
@@ -70,24 +66,15 @@ def _with_plain_keys(items):
         yield key, value
 
 
-def _scalar(dtype, data):
-    return np.frombuffer(data, dtype.numpy(), count=1)[0]
-
-
-def _empty_array(kind, shape, code):
-    """The shape and the numbers follow as the array's state."""
-    return np.empty(0)
-
-
 _ALLOWED = {
-    ("collections", "OrderedDict"): _dict,
+    ("collections", "OrderedDict"): lambda items=(): dict(_with_plain_keys(items)),
     ("builtins", "tuple"): _tuple,  # paddle.save writes a bare tensor as tuple((name, array))
     ("__builtin__", "tuple"): _tuple,
     ("_codecs", "encode"): _encode,
     ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _reconstruct, nothing to call
     ("numpy", "dtype"): _DType,
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: np.empty(0),  # shape and numbers follow as its state
+    ("numpy.core.multiarray", "scalar"): lambda dtype, data: np.frombuffer(data, dtype.numpy(), count=1)[0],
 }
 
 # Opcodes that the parent's own methods handle: numbers, texts, the stack, the memo, names and protocol marks.
@@ -197,11 +184,7 @@ def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
         text = f"{name}: refused, {reason}. If you trust its source, open it in the program that made it and save the"
         raise UserError(f"{text} arrays alone, in PyTorch with torch.save(checkpoint['model'], FILE)") from None
     except Exception as reason:  # a damaged pickle raises nearly any exception there is
-        raise UserError(f"{name}: not a readable pickle ({_words(reason)}); get the file again") from None
-
-
-def _words(reason: Exception) -> str:
-    """The reason on one line; objects that come from the file are not printed, as that may take for ever."""
-    if reason.args and all(isinstance(part, (str, int)) for part in reason.args):
-        return (str(reason)[:200] or type(reason).__name__).splitlines()[0]
-    return type(reason).__name__
+        text = type(reason).__name__
+        if all(isinstance(part, (str, int)) for part in reason.args):  # others may take for ever to print
+            text = (str(reason)[:200] or text).splitlines()[0]
+        raise UserError(f"{name}: not a readable pickle ({text}); get the file again") from None

@@ -102,16 +102,11 @@ def _remember(ctx, x, weight, bias) -> None:
     again = getattr(x, "again", None)
     ctx.input = again if again is not None and x.inplace_version == 0 else lambda: x
     ctx.save_for_backward(weight)
-    ctx.needed = _needed(x, weight, bias)
-
-
-def _needed(*tensors) -> list[bool]:
-    """Which have a gradient; Paddle wants None for the others (frozen weights)."""
-    return [not tensor.stop_gradient for tensor in tensors]
+    ctx.needed = [not tensor.stop_gradient for tensor in (x, weight, bias)]
 
 
 def _linear_gradients(ctx, dy):
-    """Of x, weight and bias; None for those that are not needed."""
+    """Of x, weight and bias; None, which Paddle wants, for those that have no gradient (frozen weights)."""
     x, (weight,) = ctx.input(), ctx.saved_tensor()
     rows, dy_rows = (tensor.reshape([-1, tensor.shape[-1]]) for tensor in (x, dy))
     compute = (
@@ -126,7 +121,7 @@ class _LayerNorm(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon):
         ctx.save_for_backward(x, weight)
-        ctx.needed = _needed(x, weight, bias)
+        ctx.needed = [not tensor.stop_gradient for tensor in (x, weight, bias)]
         ctx.epsilon = epsilon
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
