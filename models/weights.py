@@ -122,14 +122,14 @@ def model_from_file(path, entry: str = "", **said) -> tuple:
     weights.network |= {name: beside.pop(name) for name in _TOLD if name in beside}
     weights.pictures = {**beside, **pictures}
     config = config_from_weights(weights, **said)
-    fit(weights, config, replace_head=False)  # an error comes before the network is made
+    arrays, report = fit(weights, config, replace_head=False)
     if isinstance(config, ViTConfig):
         told = {**weights.network, **said}
         weights.assumed = {name: getattr(config, name) for name in _TOLD if name not in told}
     if not recipe:
         _assume_pictures(weights, config.num_classes)
     model = build(config)
-    report = load_weights(model, weights, replace_head=False)
+    _copy(arrays, model)
     model.eval()
     return model, weights, report
 
@@ -215,10 +215,14 @@ def _check(config: ViTConfig | CNNConfig, path) -> None:
 def load_weights(model, weights: Weights, replace_head: bool) -> str:
     """Copy `weights` into `model`, which is untouched when anything does not fit; rules and errors as in `fit`."""
     arrays, report = fit(weights, model.config, replace_head)
+    _copy(arrays, model)
+    return report
+
+
+def _copy(arrays: Arrays, model) -> None:
     state = model.state_dict()
     for name, value in arrays.items():
         state[name].set_value(np.ascontiguousarray(value))
-    return report
 
 
 def load_pretrained(model, *files) -> list[str]:
