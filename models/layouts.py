@@ -17,19 +17,21 @@ class _Layout(NamedTuple):
     blocks: str  # stands before the number of a block
     told: dict  # ViTConfig fields that whoever has this layout has, too
     base: str = ""  # stands before all names but those of the head
+    words: tuple = ()  # (theirs, ours) within names
 
 
 _TOKEN = {"pooling": "token"}
 _CODE = {**_TOKEN, "activation": "gelu"}  # of the projects whose code has no other
 _JOINT_QKV = "blocks.0.attn.qkv.weight"
 _FLAX = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/bias"
+_FLAX_WORDS = (("/", "."), (".kernel", ".weight"), (".scale", ".weight"))
 _LAYOUTS = (  # R-Drop's is that of jeonsworld/ViT-pytorch, timm's also that of PaddleClas and the Paddle port
     _Layout("this project", "blocks.0.attn.query.weight", "blocks.", _CODE),
     _Layout("timm", _JOINT_QKV, "blocks.", {}),
     _Layout("official R-Drop", "encoder.layer.0.attn.query.weight", "encoder.layer.", _CODE, "transformer."),
     _Layout("Hugging Face", "encoder.layer.0.attention.attention.query.weight", "encoder.layer.", _TOKEN, "vit."),
     _Layout("Hugging Face", "layers.0.attention.q_proj.weight", "layers.", _TOKEN, "vit."),  # transformers 5
-    _Layout("Google", _FLAX, "Transformer.encoderblock_", _CODE),
+    _Layout("Google", _FLAX, "Transformer.encoderblock_", _CODE, words=_FLAX_WORDS),
 )
 _BEFORE_THE_HEAD = ("pre_logits", "pooler.")  # a layer of ImageNet-21k files, dropped with their head
 _NAMES = {  # layers outside and inside the blocks -> ours
@@ -87,12 +89,13 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     wrapper = prefix.removesuffix(layout.base)
     if wrapper:
         label += f", prefix {wrapper!r:.40}"
-    arrays = _with_names(arrays, lambda name: name.removeprefix(wrapper).removeprefix(layout.base))
-    left_out = [name for name in arrays if name.startswith(_BEFORE_THE_HEAD)]
-    arrays = _as_in_out(container, {name: value for name, value in arrays.items() if name not in left_out})
+    renamed = {_our_name(name.removeprefix(wrapper), layout): value for name, value in arrays.items()}
+    if len(renamed) < len(arrays):
+        raise ValueError("two of its arrays are for the same place")
+    left_out = [name for name in renamed if name.startswith(_BEFORE_THE_HEAD)]
+    arrays = _as_in_out(container, {name: value for name, value in renamed.items() if name not in left_out})
     if layout.mark == _FLAX:
         arrays, told["heads"] = _without_flax_shapes(arrays)
-    arrays = _with_names(arrays, lambda name: _our_name(name, layout.blocks))
     if layout.mark != _JOINT_QKV:
         return label, arrays, left_out, told
     for name in [name for name in arrays if ".attn.qkv." in name]:
@@ -125,17 +128,13 @@ def _layout_of(container: str, arrays: Arrays) -> tuple[_Layout, str]:
     raise ValueError(f"a {container} file, but of no known ViT layout (it holds {some}, ...)")
 
 
-def _with_names(arrays: Arrays, rename) -> Arrays:
-    found = {rename(name): value for name, value in arrays.items()}
-    if len(found) < len(arrays):
-        raise ValueError("two of its arrays are for the same place")
-    return found
-
-
-def _our_name(name: str, blocks: str) -> str:
+def _our_name(name: str, layout: _Layout) -> str:
+    name = name.removeprefix(layout.base)
+    for theirs, ours in layout.words:
+        name = name.replace(theirs, ours)
     layer, _, kind = name.rpartition(".")
-    number, _, part = layer.removeprefix(blocks).partition(".")
-    if layer.startswith(blocks) and part:
+    number, _, part = layer.removeprefix(layout.blocks).partition(".")
+    if layer.startswith(layout.blocks) and part:
         return f"blocks.{number}.{_NAMES.get(part, part)}.{kind}"
     if name in _NAMES:
         return _NAMES[name]
@@ -146,10 +145,10 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
     """Every matrix as (in, out). Its bias, or the three outputs an input of a joint qkv, tells when that is wrong."""
     turned = dict(arrays)
     for name, value in arrays.items():
-        if value.ndim != 2 or not name.endswith((".weight", "/kernel")):
+        if value.ndim != 2 or not name.endswith(".weight"):
             continue
         turned[name] = value.T if container in ("torch", "safetensors") else value
-        bias = arrays.get(name[: -len("weight")] + "bias")
+        bias = arrays.get(name.removesuffix("weight") + "bias")
         outputs = bias.size if bias is not None else 3 * min(value.shape) if ".qkv." in name else turned[name].shape[1]
         if turned[name].shape[1] != outputs == turned[name].shape[0]:
             text = f"transposed kernels: {name} is {value.shape}"
@@ -162,18 +161,17 @@ def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
 
     Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches.
     """
-    heads, features = arrays[_FLAX].shape
+    heads, features = arrays["blocks.0.attn.query.bias"].shape
     width = heads * features
-    kinds = {"kernel": "weight", "scale": "weight"}
-    found = {}
+    found = dict(arrays)
     for name, value in arrays.items():
-        layer, _, kind = name.replace("/", ".").rpartition(".")
-        if "MultiHeadDotProductAttention_1" in layer:
-            expected = (heads, features, width) if layer.endswith(".out") else (width, heads, features)
-            if kind == "kernel" and value.shape != expected:
+        if name == "patch_embed.proj.weight":
+            found[name] = value.transpose(3, 2, 0, 1)
+        elif ".attn." in name and name.endswith(".bias"):
+            found[name] = value.reshape(width)
+        elif ".attn." in name:
+            expected = (heads, features, width) if ".proj." in name else (width, heads, features)
+            if value.shape != expected:
                 raise ValueError(f"transposed kernels: {name} is {value.shape} instead of {expected}")
-            value = value.reshape((width, width) if kind == "kernel" else width)
-        elif name == "embedding/kernel":
-            value = value.transpose(3, 2, 0, 1)
-        found[f"{layer}.{kinds.get(kind, kind)}" if layer else kind] = value
+            found[name] = value.reshape(width, width)
     return found, heads
