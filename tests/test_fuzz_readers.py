@@ -163,12 +163,17 @@ def safetensors(header: bytes) -> bytes:
 HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"__metadata__":{"scale":"[]"}}'
 ARRAYS = io.BytesIO()
 np.savez(ARRAYS, a=np.arange(3.0), b=np.zeros((2, 2)))
+TORCH = (  # {"a": four numbers as a view of the storage "0"}
+    b"\x80\x02}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n((X\7\0\0\0storagectorch\nFloatStorage\n"
+    b"X\1\0\0\x000X\3\0\0\0cpuK\4tQK\0K\2K\2\x86K\2K\1\x86\x89NtRs."
+)
 WEIGHTS = st.one_of(
     damaged(safetensors(HEADER)).map(lambda content: ("a.safetensors", content)),
     damaged(HEADER).map(lambda header: ("a.safetensors", safetensors(header))),
     damaged(ARRAYS.getvalue()).map(lambda content: ("a.npz", content)),
     PICKLES.map(lambda content: ("a.pdparams", content)),
     ZIPS.map(lambda content: ("a.bin", content)),
+    damaged(TORCH).map(lambda content: ("a.bin", zipped([("a/data.pkl", content), ("a/data/0", bytes(16))]))),
 )
 
 
