@@ -46,7 +46,7 @@ def read_arrays(path, entry: str = "") -> tuple[str, dict[str, np.ndarray], dict
     except UserError:
         raise
     except Exception as reason:  # a damaged file raises nearly any
-        detail = (str(reason) or type(reason).__name__).splitlines()[0]
+        detail = (str(reason)[:200] or type(reason).__name__).splitlines()[0]
         raise UserError(f"{path}: not a readable weight file ({detail}); get the file again") from None
     if not isinstance(entries, dict):
         raise UserError(f"{path}: holds a {type(entries).__name__}, not a table of named arrays")
