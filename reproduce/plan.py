@@ -196,7 +196,7 @@ def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | N
         return f"at least {duration(seconds)} on this CPU (matrix products at {speed / 1e9:.0f} GFLOP/s)"
     peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
     if not peak:
-        return f"not known for {gpu.name}; after 20 updates the run says how long it takes"
+        return f"not known for {gpu.name}; the progress bar of the run says how long it takes"
     seconds = (training / peak + evaluation / gpu.peak_32) / 1e12 / gpus
     low, high = (duration(seconds / share) for share in _SHARES_OF_PEAK)
     return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
