@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.atomic import require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
 from data.download import fetch
@@ -145,8 +146,9 @@ def _class_names(path: Path, key: bytes) -> list[str]:
 
 def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: missing; delete its folder and extract the official archive again")
+    require_file(path)
     content = load_pickle(io.BytesIO(path.read_bytes()), str(path), encoding="bytes")
     for key in keys:
         if not isinstance(content, dict) or key not in content:

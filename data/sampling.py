@@ -56,8 +56,9 @@ def split_indices(
         end = held_out + train_per_class if train_per_class else len(order)
         if end > len(order) or held_out >= len(order):
             text = f"{name}: class {class_names[label] if class_names else label} has {len(order)} training images"
-            needed = f"{train_per_class or 'at least 1'} to train on (--train_per_class)"
-            raise UserError(f"{text}, fewer than {held_out} to hold out (--validation_...) and {needed}")
+            option = f"share {validation_share}" if validation_share else f"per_class {validation_per_class}"
+            needed = f"{train_per_class or 'at least 1'} to train on (--train_per_class {train_per_class})"
+            raise UserError(f"{text}, fewer than {held_out} to hold out (--validation_{option}) and {needed}")
         validation.append(order[:held_out])
         train.append(order[held_out:end])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(validation))

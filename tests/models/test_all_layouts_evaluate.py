@@ -109,10 +109,10 @@ def test_odd_recipes_in_the_metadata_are_errors(recipe, tmp_path):
     [
         ("--batch_size", "-1", "--batch_size must be at least 1"),
         ("--workers", "-1", "--workers at least 0"),
-        ("--image_size", "0", "image_size 0: must be 1 or more"),
-        ("--heads", "0", "heads 0: must be 1 or more"),
-        ("--layer_norm_epsilon", "nan", "layer_norm_epsilon nan: must be between 0 and 1"),
-        ("--layer_norm_epsilon", "0", "layer_norm_epsilon 0.0: must be between 0 and 1"),
+        ("--image_size", "0", "image_size 0: must be from 1 to 2,048"),
+        ("--heads", "0", "heads 0: must be from 1 to 16,384"),
+        ("--layer_norm_epsilon", "nan", "layer_norm_epsilon nan: must be at least 0"),
+        ("--layer_norm_epsilon", "1", "layer_norm_epsilon 1.0: must be at least 0 and less than 1"),
     ],
 )
 def test_odd_options_are_errors(option, value, message):

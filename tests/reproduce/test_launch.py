@@ -406,7 +406,7 @@ def test_a_login_node_fetches_what_it_could_not_compute(command, tmp_path, pictu
     options = ("--data_dir", pictures, "--pretrained", "", "--precision", "bf16", "--workers", 0)
     done = command("reproduce.train", "imagenet_vit_b16_rdrop", "--validation_per_class", 1, *options, "--fetch_only")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{pictures}/train: there" in done.stdout and list(tmp_path.iterdir()) == []
+    assert f"{pictures}: there" in done.stdout and list(tmp_path.iterdir()) == []
 
 
 def script(run, *words):

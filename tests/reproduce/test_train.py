@@ -338,7 +338,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step(tmp_path):
         ),
         (["cifar100_vit_ti16", "--train_per_class", 100_000, "--dry_run"], ["--train_per_class 100000"]),
         (["digits", "--pretrained", "README.md"], ["README.md", "no weight file"]),
-        (["cifar100_vit_ti16", "--pretrained", "", "--data_dir", "tests"], ["tests: holds neither"]),
+        (["cifar100_vit_ti16", "--pretrained", "", "--data_dir", "tests"], ["tests: holds no folder cifar-100-python"]),
         (["digits", "--run", "../away"], ["--run ../away"]),
         (["digits", "--run", ".", "--restart"], ["--run .:"]),
         (["digits", "--run", "evidence", "--restart"], ["--run evidence:"]),
