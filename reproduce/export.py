@@ -16,7 +16,7 @@ import paddle
 from paddle import inference
 from paddle.static import InputSpec
 
-from common.atomic import file_digest, flush_to_disk
+from common.atomic import file_digest, flush_to_disk, require_file
 from common.errors import UserError
 from common.pixels import SCALES
 from reproduce import ROOT
@@ -36,21 +36,26 @@ def main(argv=None) -> None:
     if output.exists():
         raise UserError(f"{output}: exists already; remove it, or give another --output FOLDER")
     choose_device("cpu")
+    require_file(options.weights)
+    digest = file_digest(options.weights, "sha256")
     model, weights, prepare, names = open_weights(options)
+    if file_digest(options.weights, "sha256") != digest:  # as a run that goes on replaces its best weights
+        raise UserError(f"{options.weights}: was changed while it was read; export again")
     say("images", f"each {prepare}")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.partial-") as beside:
         folder = Path(beside) / output.name
         write_model(model, folder)
-        text = json.dumps(description(weights, model.config, prepare, names), indent=2, ensure_ascii=False)
+        text = json.dumps(description(weights, digest, model.config, prepare, names), indent=2, ensure_ascii=False)
         (folder / "description.json").write_text(text + "\n", "utf-8")
         difference = largest_difference(model, folder)
         say("check", f"logits differ by up to {difference:.1e} (allowed {_TOLERANCE:.0e}) on random images, CPU")
         if not difference <= _TOLERANCE:  # also when it is not a number
             raise UserError(f"the exported files give other logits, by up to {difference:.1e}; they were removed")
-        for written in folder.iterdir():
+        for written in (*folder.iterdir(), folder):
             flush_to_disk(written)
         folder.rename(output)
+    flush_to_disk(output.parent)
     say("written", str(output))
 
 
@@ -96,11 +101,11 @@ def largest_difference(model, folder: Path) -> float:
     return float(np.max(differences))
 
 
-def description(weights, config, prepare, names) -> dict:
+def description(weights, digest: str, config, prepare, names) -> dict:
     """What a program needs to feed the network and to read its answer, and where the network comes from."""
     divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[prepare.scale])
     return {
-        "source": {"file": weights.path.name, "sha256": file_digest(weights.path, "sha256")},
+        "source": {"file": weights.path.name, "sha256": digest},
         "input": {
             "name": "images",
             "dtype": "float32",

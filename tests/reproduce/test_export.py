@@ -18,7 +18,7 @@ from models.weights import model_from_file
 from reproduce import ROOT, export
 from reproduce.cli import run_command
 from reproduce.export import default_output, largest_difference, main, write_model
-from reproduce.predict import probabilities
+from reproduce.predict import open_weights, probabilities
 
 FILES = ["description.json", "inference.json", "inference.pdiparams"]
 
@@ -123,6 +123,20 @@ def test_bad_weights_leave_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="2 names, but"):
         main([str(broken), "--output", str(output), "--class_names", str(tmp_path / "names.txt")])
     assert names(tmp_path) == ["names.txt", "overflow.pdparams", "text.pdparams"]
+
+
+def test_weights_that_change_while_they_are_read_are_refused(weights, tmp_path, monkeypatch):
+    """As the best weights of a run that goes on: the description would have the SHA-256 of others."""
+
+    def slow_open(options):
+        found = open_weights(options)
+        write_weights(weights, DIGITS, 8, seed=1)
+        return found
+
+    monkeypatch.setattr(export, "open_weights", slow_open)
+    with pytest.raises(UserError, match=r"best\.pdparams: was changed while it was read"):
+        main([str(weights), "--output", str(tmp_path / "served")])
+    assert names(tmp_path) == ["best.pdparams"]
 
 
 def test_files_of_other_weights_give_other_logits(weights, tmp_path):
