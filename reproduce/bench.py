@@ -1,6 +1,6 @@
 """Measure time and memory of this project beside PyTorch and plain Paddle, in pairs within one run.
 
-    python -m reproduce.bench --out logs/bench             all parts, 7 repetitions: about an hour on 2 cores
+    python -m reproduce.bench --out logs/bench             all parts, 7 repetitions: half an hour on 2 cores
     python -m reproduce.bench --part step_b16 --repeat 1 --competitor pytorch     a look; writes nothing
     python -m reproduce.bench --against ../before --competitor against            before and after, by another clone
 

@@ -12,7 +12,7 @@ from reproduce.bench_peers import TorchEvaluation, TorchStep, random_images
 
 
 def joined(model) -> dict[str, np.ndarray]:
-    """Weights of ours with query, key and value in one, as both peers have them; matrices (in, out)."""
+    """Weights of ours with query, key and value in one, as timm has them; matrices (in, out)."""
     found = {}
     for name, value in model.named_parameters():
         for part in ("query", "key", "value"):

@@ -1,4 +1,4 @@
-"""The report: pages are what logs/ say, a stale table is named with its line, two runs are compared correctly."""
+"""The report: pages are what logs/ say, a stale page is named, two runs are compared correctly."""
 
 import json
 import re
