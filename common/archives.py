@@ -12,7 +12,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile bounds the memo
 def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
     """Refuse a zip that costs much more than it weighs, before a member is read.
 
-    zipfile reads no more bytes of a member than its entry says, so the entries can be relied on.
+    `read_member` unpacks no more bytes than an entry says, so the entries can be relied on.
 
     Args:
         name: what an error calls the archive.
@@ -29,3 +29,9 @@ def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
     if unpacked > max(SMALL, most_growth * packed):
         text = f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many"
         raise UserError(f"{text}; it was not read, get the file again")
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """`archive.read`, which would unpack up to 2 GB before it cuts them to what the entry says."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)

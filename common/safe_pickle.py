@@ -78,7 +78,7 @@ _ALLOWED = {
 }
 
 # Opcodes that the parent's own methods handle: numbers, texts, the stack, the memo, names and protocol marks.
-_PLAIN = b"\x80\x95.(012N\x88\x89JKM\x8a\x8bGTUX\x8c\x8dBC\x8ehjqr\x94c\x93Q"
+_PLAIN = b"\x80\x95.(012N\x88\x89JKM\x8aGTUX\x8c\x8dBC\x8ehjqr\x94c\x93Q"
 _CONTAINERS = b"]})t\x85\x86\x87"
 _PARENT = pickle._Unpickler.dispatch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import deserialize
 
-from common.archives import check_members
+from common.archives import check_members, read_member
 from common.atomic import atomic_write, require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
@@ -126,10 +126,10 @@ def _read_archive(path) -> tuple[str, dict]:
     """A zip archive: NumPy's .npz, or a file of PyTorch."""
     with zipfile.ZipFile(path) as archive:
         check_members(archive, path, _MOST_GROWTH)
-        names = archive.namelist()
+        names = dict.fromkeys(archive.namelist())  # one that is listed again would be unpacked again
         if any(name.split("/")[-1] == "data.pkl" for name in names):
             return "torch", _read_torch(path, archive)
-        return "npz", {name.removesuffix(".npy"): _read_npy(archive.read(name)) for name in names}
+        return "npz", {name.removesuffix(".npy"): _read_npy(read_member(archive, name)) for name in names}
 
 
 def _read_npy(content: bytes) -> np.ndarray:
@@ -175,23 +175,27 @@ def _numbers(data, kind: str) -> np.ndarray:
 
 def _read_torch(path, archive: zipfile.ZipFile):
     (root,) = (n.removesuffix("data.pkl") for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in archive.namelist() and read_member(archive, f"{root}byteorder") != b"little":
         raise ValueError("written on a big-endian machine")
 
+    kinds = {}
+
     @functools.cache
-    def numbers(kind: str, key: str) -> np.ndarray:
-        return _numbers(archive.read(f"{root}data/{key}"), kind)
+    def numbers(key: str) -> np.ndarray:
+        return _numbers(read_member(archive, f"{root}data/{key}"), kinds[key])
 
     def storage(entry) -> np.ndarray:
         word, kind, key, _device, count = entry
         if word != "storage" or kind not in _TORCH_KINDS.values() or not isinstance(key, str):
             raise ValueError("a persistent entry of an unknown kind")
-        found = numbers(kind, key)
+        if kinds.setdefault(key, kind) != kind:  # it would be unpacked once for each
+            raise ValueError(f"storage {key} is of two types")
+        found = numbers(key)
         if len(found) != count:
             raise ValueError(f"storage {key} has {len(found):,} numbers instead of {count:,}")
         return found
 
-    content = io.BytesIO(archive.read(f"{root}data.pkl"))
+    content = io.BytesIO(read_member(archive, f"{root}data.pkl"))
     return load_pickle(content, str(path), allowed=_TORCH_NAMES, persistent_load=storage)
 
 

@@ -259,8 +259,9 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
             expected.pop(name, None)
             arrays.pop(name, None)
     position = arrays.get("pos_embed", np.empty(0))
-    if isinstance(config, ViTConfig) and position.shape != expected["pos_embed"]:
-        with suppress(ValueError, IndexError):  # one that is missing or no grid is a problem that is named below
+    one_grid = isinstance(config, ViTConfig) and position.shape[::2] == (1, config.width)
+    if one_grid and position.shape != expected["pos_embed"]:
+        with suppress(ValueError):  # one that is no square is a problem that is named below
             arrays["pos_embed"] = resize_position_embedding(position, config.tokens)
             resized = [f"pos_embed {position.shape[1]} -> {config.tokens} tokens"]
     problems = [
@@ -284,8 +285,8 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     """(1, 1 + g*g, D) -> (1, tokens, D): the class token as it is, the grid linearly, end points aligned.
 
-    Equal to the `scipy.ndimage.zoom(order=1)` of the official code (vit_src/models/modeling.py). Raises ValueError or
-    IndexError for other shapes.
+    Equal to the `scipy.ndimage.zoom(order=1)` of the official code (vit_src/models/modeling.py). Raises ValueError
+    for a grid that is no square.
     """
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     grid = embedding[0, 1:].reshape(old, old, embedding.shape[2])

@@ -546,6 +546,13 @@ def test_a_network_that_cannot_be_computed_is_refused_by_name(said, tmp_path):
         model_from_file(tmp_path / "w")
 
 
+def test_a_position_embedding_of_another_width_is_not_resized(tmp_path):
+    """A file of 14 MB took 5 GB."""
+    (tmp_path / "w").write_bytes(pickle.dumps(STATE | {"pos_embed": np.ones((1, 5, 65), np.float32)}))
+    with pytest.raises(UserError, match=r"pos_embed is \(1, 5, 65\) instead of \(1, 17, 64\)"):
+        load_weights(random_model(), read_weights(tmp_path / "w"), replace_head=True)
+
+
 def npz_that_claims(shape) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -555,10 +562,13 @@ def npz_that_claims(shape) -> bytes:
     return out.getvalue()
 
 
-def zip_bomb() -> bytes:
+def zip_bomb(member="head/bias.npy", says=2**28) -> bytes:
+    """256 MB of zeros in a member whose entry `says` how many they are."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("head/bias.npy", bytes(2**28))
+        archive.writestr(member, bytes(2**28))
+    at = out.getvalue().index(b"PK\1\2") + 24
+    out.getbuffer()[at : at + 4] = says.to_bytes(4, "little")
     return out.getvalue()
 
 
@@ -594,6 +604,7 @@ class Empty:
 RESNET = {"conv1.weight": np.ones((4, 3, 7, 7), np.float32), "layer1.0.bn1.num_batches_tracked": np.array(3)}
 BIN, NPZ, SAFE = written(write_torch, official(STATE)), written(write_npz, google(STATE, DIGITS)), save(joint(STATE))
 PADDLE = written(write_paddle, joint(STATE))
+TWO_TYPES = torch_pickle({"a": np.ones(4, "f4"), "b": np.ones(2, "f8")}).replace(b"X\1\0\0\x001", b"X\1\0\0\x000")
 DAMAGED = "not a readable (weight file|pickle)"
 BAD = {
     "empty": (b"", "no weight file that is known"),
@@ -605,6 +616,8 @@ BAD = {
         DAMAGED,
     ),
     "zip bomb": (zip_bomb(), "become 268,435,456, more than 20 times as many"),
+    "npz bomb that lies": (zip_bomb(says=100), DAMAGED),
+    "bin bomb that lies": (zip_bomb("archive/data.pkl", says=100), DAMAGED),
     "npz damaged": (NPZ[:5000] + b"damage" + NPZ[5006:], DAMAGED),
     "npz with a huge shape": (npz_that_claims((10**6, 10**6)), r"into shape \(1000000,1000000\)"),
     "npz with a negative shape": (npz_that_claims((-2, -5)), DAMAGED),
@@ -622,6 +635,7 @@ BAD = {
     "nested table": (pickle.dumps({"model": {}}), "entry 'model' is of type dict"),
     "texts": (pickle.dumps({"a": np.array(["x"])}), "refused, it holds an array of 'U1'"),
     "a number for a name": (pickle.dumps({5: np.ones(1)}), "entry called 5"),
+    "a number of 5,000 digits for a name": (pickle.dumps({10**5000: np.ones(1)}), DAMAGED),
     "a name of two lines": (pickle.dumps({"a\nb": np.ones(1)}), r"entry called 'a\\nb'"),
     "pickle cut": (PADDLE[: len(PADDLE) // 2], DAMAGED),
     "pickle with a huge array": (pickle.dumps({"a": Empty()}), "entry 'a'|not a readable pickle|of no known"),
@@ -633,6 +647,10 @@ BAD = {
     "bin with another storage": (
         written(lambda p: write_torch({"a": np.ones(4)}, p, torch_pickle({"a": np.ones(5)}))),
         "storage 0 has 4 numbers instead of 5",
+    ),
+    "bin with a storage of two types": (
+        written(lambda p: write_torch({"a": np.ones(4, "f4")}, p, TWO_TYPES)),
+        "storage 0 is of two types",
     ),
     "bin of another machine": (written(write_big_endian), "written on a big-endian machine"),
     "bin before 1.6": (pickle.dumps(0x1950A86A20F9469CFC6C, 2), r"before 1\.6, which is not read here; save it anew"),
@@ -655,6 +673,21 @@ def test_bad_files_are_named_with_the_reason(case, tmp_path):
     finally:
         tracemalloc.stop()
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 500
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_listed_again_is_unpacked_once(tmp_path, monkeypatch):
+    """300 entries for one of 30 MB, in a file of 60 KB, took a minute and more."""
+    array = io.BytesIO()
+    np.save(array, np.ones(4, np.float32))
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        for _ in range(3):
+            archive.writestr("head/bias.npy", array.getvalue())
+    opened, real = [], zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *arguments: opened.append(1) or real(*arguments))
+    with pytest.raises(UserError, match="no known ViT layout"):
+        read_weights(tmp_path / "w")
+    assert len(opened) == 1
 
 
 def test_shapes_that_would_make_a_huge_network_are_refused_before_it_is_made(tmp_path):
