@@ -166,7 +166,8 @@ def _read_class_folders(folder: Path) -> Table:
             else:
                 others.append(name)
         if len(pictures) == before:
-            raise UserError(f"{own}: no image files ({', '.join(sorted(SUFFIXES))}); fill or remove this folder")
+            text = f"{own}: no image files ({', '.join(sorted(SUFFIXES))}); fill or remove this folder"
+            raise UserError(f"{text}; --data_dir takes {EXPECTED}")
     table = _table(folder, pictures)
     if others:
         text = f"{len(others):,} entries of the class folders are no image files, {', '.join(sorted(others)[:3])}"

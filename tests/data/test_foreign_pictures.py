@@ -4,6 +4,7 @@ None may wait for ever, start a program or give a wrong label without a word.
 """
 
 import os
+import shutil
 import time
 import tracemalloc
 import unicodedata
@@ -166,6 +167,13 @@ def test_a_single_folder_beside_train_is_the_test_set(splits, name):
     found = load_dataset("imagenet", str(splits), validation_per_class=1)
     assert [len(split) for split in (found.train, found.validation, found.test)] == [4, 2, 4]
     assert any(f"{name}/ gives the test images; left out: extra" in note for note in found.notes)
+
+
+def test_a_folder_of_validation_images_that_is_called_otherwise_is_told_of_val(splits):
+    shutil.rmtree(splits / "test")
+    (splits / "val").rename(splits / "valid")
+    with pytest.raises(UserError, match=r"train: no image files .* a folder with train/ and val/ of such"):
+        load_dataset("images", str(splits))
 
 
 @pytest.mark.parametrize("dataset", ["images", "imagenet"])
