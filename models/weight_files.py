@@ -69,13 +69,13 @@ def _entry_of_network(path, entries: dict, chosen: str) -> str:
         for name, value in entries.items()
         if isinstance(value, dict) and any(isinstance(part, np.ndarray) for part in value.values())
     ]
-    listed = ", ".join(f"{name!r:.40}" for name in tables[:5])
+    likely = [name for name in tables if name in _NETWORKS] or tables
+    listed = ", ".join(f"{name!r:.40}" for name in likely[:5])
     if chosen and chosen not in tables:
         raise UserError(f"{path}: has no network called {chosen!r}; it has {listed or 'one without a name'}")
-    likely = [chosen] if chosen else [name for name in tables if name in _NETWORKS] or tables
-    if len(likely) > 1:
+    if not chosen and len(likely) > 1:
         raise UserError(f"{path}: holds several networks: {listed}; say --entry NAME, or save one alone")
-    return likely[0] if likely else ""
+    return chosen or next(iter(likely), "")
 
 
 def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -460,7 +460,8 @@ def test_the_network_in_a_training_checkpoint(tmp_path):
     np.testing.assert_array_equal(weights.arrays["norm.bias"], STATE["norm.bias"])
     path.write_bytes(pickle.dumps({**checkpoint, "best_accuracy": np.array(0.9)}))  # an array beside the network
     assert read_weights(path).layout == "PaddleClas, entry 'model'"
-    path.write_bytes(pickle.dumps({**checkpoint, "model_ema": joint(other)}))
+    others = {f"mean {i}": {"x": np.ones(1)} for i in range(5)}  # tables of arrays too, but of no network's name
+    path.write_bytes(pickle.dumps({**others, **checkpoint, "model_ema": joint(other)}))
     with pytest.raises(UserError, match="holds several networks: 'model', 'model_ema'; say --entry NAME"):
         read_weights(path)
     np.testing.assert_array_equal(read_weights(path, "model_ema").arrays["norm.bias"], other["norm.bias"])
