@@ -82,7 +82,8 @@ def _receive_all(url: str, part: Path) -> None:
             return _receive(url, part)
         except _LOST as error:
             reason = _reason(error)
-            unreachable = isinstance(error, requests.ConnectionError) and not _size(part)
+            no_connection = any(isinstance(each, urllib3.exceptions.MaxRetryError) for each in error.args)
+            unreachable = no_connection and not _size(part)
         if _size(part) > furthest:  # not "> 0": a server that ignores Range would be asked for ever
             furthest, failures = _size(part), 0
         if failures == TRIES or unreachable:

@@ -225,6 +225,13 @@ def test_a_silent_connection_is_given_up_and_taken_up_again(server, tmp_path, mo
     assert "timed out" in capfd.readouterr().err
 
 
+def test_a_connection_that_is_lost_before_an_answer_is_tried_again(server, tmp_path):
+    server.plan = [{"silent": True}]
+    server.release.set()  # it hangs up at once
+    fetch(server.url, tmp_path / NAME, md5=MD5)
+    assert server.ranges() == [None, None]
+
+
 def test_a_connection_may_break_any_number_of_times_while_it_gets_on(server, tmp_path):
     server.default = {"cut": 40_000}  # 8 pieces, more than there are pauses
     fetch(server.url, tmp_path / NAME, md5=MD5)
