@@ -3,8 +3,8 @@
 import hashlib
 import io
 import os
+import shutil
 import tarfile
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from common.atomic import require_file
 from common.errors import UserError
+from common.lock import locked
 from common.safe_pickle import load_pickle
 from data.download import fetch
 from data.in_memory import InMemory
@@ -94,16 +95,19 @@ def load(name: str, data_dir: Path, download: bool):
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack an archive whose MD5 is right to the `folder` of the name that it holds, whole or not at all."""
+    part = folder.with_name(f"{folder.name}.part")
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as part:
-            with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(part, filter="data")
-            os.sync()  # no folder of that name before its files are on the disk
+        with locked(f"{folder}.lock", lambda holder: None):  # to wait takes seconds
+            if folder.is_dir():  # another process has done it meanwhile
+                return
+            shutil.rmtree(part, ignore_errors=True)  # what a killed process left
             try:
-                os.rename(Path(part) / folder.name, folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process was faster
-                    raise
+                with tarfile.open(archive, "r:gz") as tar:
+                    tar.extractall(part, filter="data")
+                os.sync()  # no folder of that name before its files are on the disk
+                os.rename(part / folder.name, folder)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         problem = f"{error.filename or folder.parent}: {error.strerror}"
         raise UserError(f"{archive}: cannot be unpacked ({problem}); correct that and run the same command") from None
