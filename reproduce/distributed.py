@@ -23,7 +23,7 @@ from data.sampling import pieces
 
 _waits = itertools.count()
 _TIME_TO_COME = 900  # seconds, as in Paddle's store
-_PATIENCE = 1800  # seconds, as NCCL has; the launcher notices at once when a process of its node ends
+_PATIENCE = 1800  # seconds; the launcher notices at once when a process of its node ends
 
 
 def rank() -> int:
@@ -113,9 +113,9 @@ def summed(tensor):
 
 
 def wait() -> None:
-    """Return when every process has come here, however long it takes (Paddle's gloo gives up after 30 seconds).
+    """Return when every process has come here. Sums wait too, but with gloo for 30 seconds and with NCCL without end.
 
-    RuntimeError after _PATIENCE, and where other processes believe in another number of them.
+    RuntimeError after _PATIENCE, and so where other processes believe in another number of them.
     """
     if size() == 1:
         return
