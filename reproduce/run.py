@@ -201,7 +201,6 @@ class Run:
     def _save_weights(self, name: str) -> None:
         if distributed.is_main():
             save_weights(self.saved / f"{name}.pdparams", self.model, {**self._about, "step": self.step})
-        distributed.wait()
 
     def _resume(self, state: State) -> None:
         checkpoint.check_same_meaning(state.meaning, self.meaning, self.saved)
@@ -219,6 +218,7 @@ class Run:
         best, path = self.progress.best, self.saved / "best.pdparams"
         if best.get("step") == self.step:
             self._save_weights("best")
+            distributed.wait()
         elif best and _step_of(path) != best["step"]:
             text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
             say("note", f"{text}; the best weights are chosen anew from here on")
