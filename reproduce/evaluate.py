@@ -203,7 +203,7 @@ def chosen_of(options) -> dict:
 
 def main(argv=None) -> None:
     options = parse(_parser(), argv)
-    if (options.batch_size or 1) < 1 or options.workers < 0:
+    if options.workers < 0 or (options.batch_size is not None and options.batch_size < 1):
         raise UserError("--batch_size must be at least 1, and --workers at least 0")
     if options.output and Path(options.output).is_dir():  # said now and not after the evaluation
         raise UserError(f"--output {options.output}: is a folder; give the path of a file")
