@@ -163,13 +163,19 @@ def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
 
 
 def _end(running: list[subprocess.Popen], code: int) -> None:
-    """Wait for the processes beside one that ended with `code`; unless it was told to, ask them to end."""
-    until = time.monotonic() + _TIME_TO_STOP
-    if code - 128 not in SIGNALS:
-        until = time.monotonic() + _TIME_TO_END
-        for process in running:
-            process.terminate()
+    """See that the processes beside one that ended with `code` end too; those that were told to stop may save."""
+    if code == 2:  # the error of a user, which the first one mostly has too, and says
+        _wait_for(running[:1], _TIME_TO_END)
+    if code - 128 in SIGNALS:
+        _wait_for(running, _TIME_TO_STOP)
     for process in running:
+        process.terminate()
+    _wait_for(running, _TIME_TO_END)
+
+
+def _wait_for(processes: list[subprocess.Popen], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0, until - time.monotonic()))
 

@@ -72,11 +72,12 @@ sys.exit("ValueError: the reason")
 
 @pytest.mark.parametrize("said_by", ["0 1", "1"])
 def test_the_line_of_a_users_error_is_shown_once(launched, tmp_path, capfd, said_by):
-    """Whether all of them say it, or the second one alone; nothing is kept."""
+    """Whether all of them say it, the first one ending later than the second, or the second one alone."""
     program = f"""
 import os, sys, time
 if os.environ["PADDLE_TRAINER_ID"] in "{said_by}".split():
-    print("error: no such file", file=sys.stderr)
+    print("error: no such file", file=sys.stderr, flush=True)
+    time.sleep(0.5 * (os.environ["PADDLE_TRAINER_ID"] == "0"))
     sys.exit(2)
 time.sleep(600)
 """
