@@ -53,7 +53,7 @@ def plus_minus(row, measure: str, digits: int = 2, scale: float = 100, sign: str
     """A mean of `results` ± half the width of its interval; with `sign` a difference, bold where 0 is not in it."""
     mean, half = row[measure], row[f"{measure}_half"]
     text = f"{scale * mean:{sign}.{digits}f}"
-    if pd.isna(half):  # of one seed
+    if pd.isna(half):  # of one or two seeds
         return text
     text += f" ± {scale * half:.{digits}f}"
     return f"**{text}**" if sign and abs(mean) > half else text
@@ -86,8 +86,7 @@ def first(logs: Logs) -> pd.DataFrame:
         if runs.empty:
             return "not run yet"
         mean, half = 100 * runs[measure].mean(), 100 * results.half_width(runs[measure])
-        few = len(runs) < 3  # an interval of two values says nothing
-        return f"{mean:.2f} (n = {len(runs)})" if few else f"{mean:.2f} ± {half:.2f}"
+        return f"{mean:.2f} (n = {len(runs)})" if pd.isna(half) else f"{mean:.2f} ± {half:.2f}"
 
     best = logs.published["runs"].groupby(["repository", "processes"])["best"].max()
     zbp, zpc = best[audit.ZBP, 4], best[audit.ZPC, 1]

@@ -143,7 +143,9 @@ def study_runs(logs: Path = LOGS) -> pd.DataFrame:
 
 
 def half_width(values: pd.Series) -> float:
-    """Half the width of the 95 % t interval of the mean of independent `values`; NaN for one value."""
+    """Half the width of the 95 % t interval of the mean of independent `values`; NaN for one or two of them."""
+    if len(values) < 3:  # an interval of two values says nothing
+        return float("nan")
     return stats.t.ppf(0.975, len(values) - 1) * values.sem()
 
 
