@@ -5,7 +5,7 @@
     python -m reproduce.bench --against ../before --competitor against            before and after, by another clone
 
     step_b16     a training step of ViT-B/16, 224 px, 8 images: R-Drop and one view here, R-Drop in PyTorch (timm), and
-                 here without models/fast_cpu.py, under our settings of the processor and under Paddle's own
+                 here without models/fast_cpu.py
     step_ti16    the same of ViT-Ti/16, 64 px, 64 images
     evaluation   ViT-Ti/16 at 224 px on images it only reads: here, PyTorch
 
@@ -27,7 +27,6 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
 import paddle
 
 from common.atomic import atomic_write
@@ -42,9 +41,7 @@ from reproduce.recipes import HEADLINE, RECIPES
 from reproduce.run_log import machine
 
 CLASSES = 100
-_WORKER = Path(__file__).with_name("bench_peers.py")
-_NOT_PASSED_ON = {*PROCESSOR_SETTINGS, "MKL_DEBUG_CPU_TYPE"}  # each side settles them for itself
-_PADDLES_OWN = {"OMP_NUM_THREADS": "1", "FLAGS_use_stride_kernel": "1", "MKL_DEBUG_CPU_TYPE": "0"}
+_WORKER = ROOT / "tests" / "alignment" / "bench_side.py"
 _PAUSE = 0.4  # seconds before each repetition: OpenMP's threads spin for 0.2 after their work
 
 
@@ -63,28 +60,26 @@ class Step:
         else:
             self.model = build(self.recipe.network(classes))
         self.model.train()
-        self.optimizer, self.scaler = make_optimizer(self.recipe, self.model), loss_scaler(self.recipe)
+        self.updated = self.model, make_optimizer(self.recipe, self.model), loss_scaler(self.recipe)
 
-    def __call__(self) -> dict:
+    def __call__(self) -> float:
         for _ in range(self.steps):
             self.done += 1
-            found = train.train_step(
-                self.recipe, self.model, self.optimizer, self.scaler, self.done, iter([self.batch])
-            )
-        return {"loss": found["loss"]}
+            found = train.train_step(self.recipe, *self.updated, self.done, iter([self.batch]))
+        return found["loss"]
 
 
 class Evaluation:
-    """Called, it evaluates every image once."""
+    """Called, it evaluates every image once and gives the mean NLL."""
 
     def __init__(self, images, labels, *, recipe: str, changes: dict, classes: int, batch_size: int):
         paddle.set_device("cpu")
         recipe = dataclasses.replace(RECIPES[recipe], **changes)
-        self.split, self.batch_size, self.image_size = InMemory(images, labels), batch_size, recipe.image_size
         self.model = train.build_network(recipe, classes, fused=False)
+        self.how = InMemory(images, labels), recipe.image_size, batch_size
 
-    def __call__(self) -> dict:
-        return {"nll": float(np.mean(evaluate(self.model, self.split, self.image_size, self.batch_size).nll))}
+    def __call__(self) -> float:
+        return evaluate(self.model, *self.how).metrics()["nll"]
 
 
 # ---- The parts: who competes in each, and on what
@@ -94,9 +89,8 @@ class Side(NamedTuple):
     """What one process does."""
 
     name: str
-    task: str  # "module:class", found by bench_peers.py
+    task: str  # "module:class", found by the worker
     options: dict
-    environment: dict | None = None  # settings of the processor that are not its program's own
     folder: Path = ROOT  # the clone whose code it runs
 
 
@@ -104,33 +98,29 @@ class Part(NamedTuple):
     """What is measured: seconds of a step, or of a pass over all images."""
 
     name: str
-    about: dict  # for the record; `at_once` = steps in a turn, the mean of whose seconds is one measurement
-    images: dict  # of bench_peers.random_images
+    images: dict  # of the worker's random_images
     sides: list[Side]  # the first is ours
+    at_once: int = 1  # steps in a turn, the mean of whose seconds is one measurement
 
 
 def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, at_once: int, classes=CLASSES) -> Part:
     """One training step: forward, backward, clipping, SGD with momentum."""
     recipe = RECIPES[recipe_name]
-    sizes = {"image_size": image_size, "batch_size": batch_size}
     # Both sum the KL over the batch, as the official code does, so that all compute the same loss.
-    changes = {**sizes, "micro_batch_size": batch_size, "kl_sum_over": batch_size, "num_views": 2, "precision": "fp32"}
+    changes = {"image_size": image_size, "batch_size": batch_size, "micro_batch_size": batch_size, "num_views": 2}
+    changes |= {"kl_sum_over": batch_size, "precision": "fp32"}
     changes |= {"pretrained": "", "schedule": "constant", "warmup_steps": 0}
     ours = {"recipe": recipe_name, "changes": changes, "classes": classes, "steps": at_once}
-    one_view = {**ours, "changes": {**changes, "num_views": 1}}
-    plain = {**ours, "fast": False}
     network = {**MODELS[recipe.model], "image_size": image_size, "num_classes": classes, "dropout": recipe.dropout}
     torch = {"network": network, "alpha": recipe.alpha, "learning_rate": recipe.learning_rate, "steps": at_once}
     sides = [
         Side("ours", "reproduce.bench:Step", ours),
-        Side("ours_baseline", "reproduce.bench:Step", one_view),
-        Side("pytorch", "bench_peers:TorchStep", torch),
-        Side("plain", "reproduce.bench:Step", plain),
-        Side("plain_untuned", "reproduce.bench:Step", plain, _PADDLES_OWN),
+        Side("ours_baseline", "reproduce.bench:Step", {**ours, "changes": {**changes, "num_views": 1}}),
+        Side("pytorch", "bench_side:TorchStep", torch),
+        Side("plain", "reproduce.bench:Step", {**ours, "fast": False}),
     ]
-    about = {"model": recipe.model, "recipe": recipe_name, **sizes, "classes": classes}
     images = {"count": batch_size, "size": image_size, "classes": classes, "kind": "float32"}
-    return Part(name, {**about, "images": batch_size, "at_once": at_once}, images, sides)
+    return Part(name, images, sides, at_once)
 
 
 def evaluation_part(model: str = "ViT-Ti_16", image_size: int = 224, count: int = 192, batch_size: int = 64) -> Part:
@@ -140,23 +130,22 @@ def evaluation_part(model: str = "ViT-Ti_16", image_size: int = 224, count: int 
     network = {**MODELS[model], "image_size": image_size, "num_classes": CLASSES}
     sides = [
         Side("ours", "reproduce.bench:Evaluation", ours),
-        Side("pytorch", "bench_peers:TorchEvaluation", {"network": network, "batch_size": batch_size}),
+        Side("pytorch", "bench_side:TorchEvaluation", {"network": network, "batch_size": batch_size}),
     ]
-    about = {"model": model, "image_size": image_size, "from_size": 32, "batch_size": batch_size}
-    images = {"count": count, "size": 32, "classes": CLASSES, "kind": "uint8"}
-    return Part("evaluation", {**about, "images": count, "at_once": 1}, images, sides)
+    return Part("evaluation", {"count": count, "size": 32, "classes": CLASSES, "kind": "uint8"}, sides)
 
 
-PARTS = {
-    "step_b16": lambda: step_part("step_b16", "cifar100_vit_b16_rdrop", 224, 8, at_once=1),
-    "step_ti16": lambda: step_part("step_ti16", "cifar100_vit_ti16", 64, 64, at_once=5),
-    "evaluation": evaluation_part,
-}
+_ALL = (
+    step_part("step_b16", "cifar100_vit_b16_rdrop", 224, 8, at_once=1),
+    step_part("step_ti16", "cifar100_vit_ti16", 64, 64, at_once=5),
+    evaluation_part(),
+)
+PARTS = {part.name: part for part in _ALL}
 
 
 def chosen_part(name: str, competitors: list[str], clone: Path | None) -> Part:
     """The part with these competitors alone (none: all), one of which is the code of another clone."""
-    part = PARTS[name]()
+    part = PARTS[name]
     ours, *others = part.sides
     if clone is not None:
         if not (clone / "reproduce" / "bench.py").exists():
@@ -174,11 +163,11 @@ def chosen_part(name: str, competitors: list[str], clone: Path | None) -> Part:
 @contextlib.contextmanager
 def started(side: Side, images: dict):
     """Start the process of a side; gives a function that has it do one turn, see `one_turn`."""
-    environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
     process = subprocess.Popen(
         [sys.executable, str(_WORKER), json.dumps([side.task, images, side.options])],
         cwd=side.folder,
-        env={**environment, **(side.environment or {})},
+        # each side settles the processor for itself
+        env={name: value for name, value in os.environ.items() if name not in PROCESSOR_SETTINGS},
         text=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -190,7 +179,7 @@ def started(side: Side, images: dict):
 
 
 def one_turn(name: str, process) -> dict:
-    """The seconds of a turn, what the task gives, peak memory and settings of the processor.
+    """The seconds of a turn, what the task gives, and the peak memory of its process so far.
 
     Raises UserError when the process has ended by itself.
     """
@@ -219,7 +208,8 @@ def measure_pair(part: Part, other: Side, repeat: int) -> tuple[list[dict], list
 
 def measure(part: Part, repeat: int) -> dict:
     """The record of a part, as its JSON file has it."""
-    record = {"part": part.name, "machine": machine(), **part.about, "repeat": repeat}
+    record = {"part": part.name, "machine": machine(), "repeat": repeat, "images": part.images}
+    record["sides"] = {side.name: side.options for side in part.sides}
     for name in ("torch", "timm"):  # versions of the packages that only peers use
         with contextlib.suppress(metadata.PackageNotFoundError):
             record["machine"]["packages"][name] = metadata.version(name)
@@ -233,14 +223,17 @@ def measure(part: Part, repeat: int) -> dict:
 
 def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:
     """All about one side; seconds are those of one step or pass, its own and ours of the same turn."""
-    found = {name: [answer[name] for answer in answers] for name in answers[0]}
-    seconds, ours = ([answer["seconds"] / part.about["at_once"] for answer in side] for side in (answers, beside))
-    found |= {"seconds": seconds, "ours_seconds": ours, **spread(seconds), "n": len(seconds)}
-    found["ratio_to_ours"] = spread([own / other for own, other in zip(seconds, ours, strict=True)])
-    found["memory_peak_bytes"] = max(found["memory_peak_bytes"])
-    found["settings"] = answers[0]["settings"]
-    found["images_per_second"] = part.about["images"] / found["median"]
-    return found
+    seconds, ours = ([answer["seconds"] / part.at_once for answer in side] for side in (answers, beside))
+    return {
+        **spread(seconds),
+        "n": len(seconds),
+        "ratio_to_ours": spread([own / other for own, other in zip(seconds, ours, strict=True)]),
+        "memory_peak_bytes": max(answer["memory_peak_bytes"] for answer in answers),
+        "images_per_second": part.images["count"] / median(seconds),
+        "seconds": seconds,
+        "ours_seconds": ours,
+        "results": [answer["result"] for answer in answers],  # loss or NLL
+    }
 
 
 def spread(values: list[float]) -> dict:

@@ -6,6 +6,7 @@ our_side.py     the product's own functions, up to a whole `reproduce.train.trai
 masks.py        the same dropout masks on both sides
 stages.py       the five stages: forward, metric, loss, backward, training
 report.py       the tables, printed and in logs/alignment/
+bench_side.py   what reproduce.bench compares with
 """
 
 import reproduce  # noqa: F401  first, so that Paddle loads under the project's own settings

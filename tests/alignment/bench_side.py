@@ -1,4 +1,4 @@
-"""What `reproduce.bench` compares with, and the process that each side runs in.
+"""PyTorch's side of `reproduce.bench`, and the process that each side of it runs in.
 
 `reproduce.bench` starts this file by its path. It imports nothing of the project by itself, since importing `reproduce`
 settles the processor, and PyTorch does not run under our settings. Each line on stdin asks for a repetition, and is
@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-_SETTINGS = ("OMP_", "KMP_", "GOMP_", "MKL_", "FLAGS_")  # of the environment: what a reader has to know
 
 
 def _torch_side():
-    """torch and tests/alignment/torch_side.py, without its package, which loads Paddle."""
+    """torch and torch_side.py, without the package that it is in, which loads Paddle."""
     torch = importlib.import_module("torch")
     package = types.ModuleType("bench_alignment")
-    package.__path__ = [str(HERE.parent / "tests" / "alignment")]
+    package.__path__ = [str(HERE)]
     sys.modules[package.__name__] = package
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return torch, importlib.import_module("bench_alignment.torch_side")
@@ -43,11 +42,11 @@ class TorchStep:
         far = 10**9  # steps: the rate stays at its peak
         self.optimizer, self.scheduler = self.side.make_optimizer(self.model, learning_rate, far, warmup_steps=0)
 
-    def __call__(self) -> dict:
+    def __call__(self) -> float:
         for _ in range(self.steps):
             loss = self.side.accumulate(self.model, self.batches, 1, self.side.official_loss, self.alpha)
             self.side.apply(self.model, self.optimizer, self.scheduler, max_norm=1.0)
-        return {"loss": loss}
+        return loss
 
 
 class TorchEvaluation:
@@ -64,16 +63,18 @@ class TorchEvaluation:
         scaled = self.torch.from_numpy(images) / 127.5 - 1
         return self.torch.nn.functional.interpolate(scaled, self.image_size, mode="bilinear")
 
-    def __call__(self) -> dict:
+    def __call__(self) -> float:
+        total = 0.0
         with self.torch.no_grad():
             for start in range(0, len(self.images), self.batch_size):
                 piece = slice(start, start + self.batch_size)
                 log_p = self.model(self.prepared(self.images[piece])).log_softmax(dim=-1)
                 top_log_p, top = log_p.topk(5, dim=-1)
                 nll = -log_p.gather(1, self.torch.from_numpy(self.labels[piece])[:, None])
-                for found in (top, top_log_p[:, 0].exp(), nll):
+                for found in (top, top_log_p[:, 0].exp()):
                     found.numpy()
-        return {}
+                total += nll.double().sum().item()
+        return total / len(self.images)
 
 
 # ---- The process of a side
@@ -87,11 +88,10 @@ def random_images(count: int, size: int, classes: int, kind: str) -> tuple[np.nd
     return images, rng.integers(0, classes, count)
 
 
-def facts() -> dict:
-    """The highest memory of this process so far, and the settings of the processor that it runs under."""
+def memory_peak() -> int:
+    """The highest memory of this process so far, in bytes."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    settings = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_SETTINGS)}
-    return {"memory_peak_bytes": 1024 * int(status["VmHWM"].split()[0]), "settings": settings}
+    return 1024 * int(status["VmHWM"].split()[0])
 
 
 def main() -> None:
@@ -109,8 +109,8 @@ def main() -> None:
         sys.exit(f"{reason}; `source setup_env.sh dev` installs PyTorch and timm")
     for _ in sys.stdin:
         began = time.perf_counter()
-        found = task()
-        answer = {"seconds": time.perf_counter() - began, **found, **facts()}
+        result = task()
+        answer = {"seconds": time.perf_counter() - began, "result": result, "memory_peak_bytes": memory_peak()}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import paddle
-import pytest
 
 from data.augment import full_boxes, resize_crops
 from reproduce.bench import Step, step_part
-from reproduce.bench_peers import TorchEvaluation, TorchStep, random_images
+
+from .bench_side import TorchEvaluation, TorchStep, random_images
 
 
 def joined(model) -> dict[str, np.ndarray]:
@@ -27,14 +27,6 @@ def tiny_step(make, competitor: str, **more):
     (options,) = (side.options for side in part.sides if side.name == competitor)
     where = "changes" if "changes" in options else "network"
     return make(*random_images(4, 8, 10, "float32"), **{**options, where: {**options[where], "dropout": 0.0}, **more})
-
-
-def or_skip(make, *arguments, **options):
-    """A task of PyTorch's side."""
-    try:
-        return make(*arguments, **options)
-    except ImportError as reason:
-        pytest.skip(f"{reason}: the work of PyTorch is not compared; source setup_env.sh dev installs it")
 
 
 def ours_with_a_head():
@@ -64,14 +56,14 @@ def test_plain_paddle_does_the_work_of_ours():
     ours, plain = (tiny_step(Step, "ours_baseline", fast=fast) for fast in (True, False))
     plain.model.set_state_dict(ours.model.state_dict())
     assert {type(layer) for layer in ours.model.sublayers()} != {type(layer) for layer in plain.model.sublayers()}
-    losses = [(ours()["loss"], plain()["loss"]) for _ in range(3)]
+    losses = [(ours(), plain()) for _ in range(3)]
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
     for (name, value), expected in zip(plain.model.named_parameters(), ours.model.parameters(), strict=True):
         np.testing.assert_allclose(value.numpy(), expected.numpy(), atol=1e-4, err_msg=name)
 
 
-def test_pytorch_does_the_work_of_ours():
-    ours, theirs = ours_with_a_head(), or_skip(tiny_step, TorchStep, "pytorch")
+def test_pytorch_does_the_work_of_ours(pytorch):
+    ours, theirs = ours_with_a_head(), tiny_step(TorchStep, "pytorch")
     theirs.model.register_forward_hook(second_views(ours))
     import torch
 
@@ -79,16 +71,16 @@ def test_pytorch_does_the_work_of_ours():
         return {name: value.T if value.ndim == 2 else value for name, value in joined(ours.model).items()}
 
     theirs.model.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in timm_weights().items()})
-    losses = [(ours()["loss"], theirs()["loss"]) for _ in range(3)]
+    losses = [(ours(), theirs()) for _ in range(3)]
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
     after = timm_weights()
     for name, value in theirs.model.named_parameters():
         np.testing.assert_allclose(value.detach().numpy(), after[name], atol=1e-4, err_msg=name)
 
 
-def test_both_evaluations_see_the_same_pictures():
+def test_both_evaluations_see_the_same_pictures(pytorch):
     images, labels = random_images(3, 32, 10, "uint8")
     expected = resize_crops(paddle.to_tensor(images), full_boxes(3, 32, 32), 48).numpy()
     network = {"patch_size": 2, "width": 8, "depth": 1, "heads": 1, "mlp_width": 8, "image_size": 48, "num_classes": 10}
-    theirs = or_skip(TorchEvaluation, images, labels, network=network, batch_size=2)
+    theirs = TorchEvaluation(images, labels, network=network, batch_size=2)
     np.testing.assert_allclose(theirs.prepared(images).numpy(), expected, atol=1e-5)
