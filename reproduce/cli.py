@@ -24,18 +24,6 @@ if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignor
     SIGNALS += (signal.SIGHUP,)
 _LOST_CONTACT = ("gloo", "NCCL", "nccl", "TCP")  # one of them is in what the message layer says of it
 _GRACE = 10  # seconds after a lost contact
-_CALLED_HERE = {  # what other projects call an option -> what it is called here
-    "--lr": "--learning_rate",
-    "--epochs": "--num_epochs",
-    "--steps": "--num_steps",
-    "--resume": "the same command again, which continues the run",
-    "--output_dir": "--out",
-    "--name": "--run",
-    "--img_size": "--image_size",
-    "--train_batch_size": "--batch_size",
-    "--fp16": "--precision fp16",
-    "--gradient_accumulation_steps": "--micro_batch_size (images at once)",
-}
 
 
 class Stopped(Exception):
@@ -186,14 +174,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(parser: Parser, arguments=None) -> argparse.Namespace:
-    """Parse the command line; an unknown option is an error that names what it is called here, or the near ones."""
+    """Parse the command line; an unknown option is an error that names those that are spelt alike."""
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         text = f"unknown: {' '.join(unknown)}"
-        named = unknown[0].split("=")[0].replace("-", "_").replace("__", "--", 1)
-        if named in _CALLED_HERE:
-            text += f"; here it is {_CALLED_HERE[named]}"
-        elif named.startswith("--"):
-            text += "; " + near(named, parser._option_string_actions)
+        if unknown[0].startswith("--"):
+            named = unknown[0].split("=")[0].lstrip("-").replace("-", "_")
+            text += "; " + near(named, [option.lstrip("-") for option in parser._option_string_actions])
         parser.error(text)
     return options

@@ -17,18 +17,14 @@ from data import Sizes, dataset_files, load_dataset
 from data.download import fetch
 from models import Config, count_parameters, has_batch_norm
 from models.vit import ViTConfig
-from models.weights import PRETRAINED_URLS, read_weights
+from models.weights import PRETRAINED_URLS
 from reproduce import ROOT, checkpoint, distributed, plan
 from reproduce.cli import Parser, choose_device, has_gpu, parse, say
 from reproduce.evaluate import describe
 from reproduce.recipes import HEADLINE, PRECISIONS, RECIPES, SETTINGS, SMALL, Recipe, add_options, get_recipe
 from reproduce.run_log import read_header
 
-# folders of logs/ and checkpoints/ that hold others
-_NO_RUNS = ("evidence", "study", "tuning", "growth_stages", "alignment", "bench", "published", "reliability")
-_NO_RUNS += ("gpu_check", "pretrained", "exported")
 _LONGEST_NAME = 200  # of a run; file systems end at 255, and a lock has a longer one
-_LARGE_FLOPS = 1e14  # from here on it is worth a moment to measure how fast this CPU is
 
 
 @dataclass
@@ -63,7 +59,7 @@ def prepare(description: str):
         sys.exit(0)
     recipe = _recipe(options)
     job = Job(recipe, options.run or run_name(recipe), Path(options.out))
-    _check_run_name(job.run)
+    _check_run_name(job)
     if options.gpu and not options.dry_run:
         raise UserError(f"--gpu {options.gpu}: is for --dry_run; a run takes the GPU that is there")
     _settle(job, options)
@@ -132,13 +128,13 @@ def _settle(job: Job, options) -> None:
     if auto := [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]:
         text += f" (auto: {', '.join(auto)})"
     say("device", text + distributed.described())
-    if isinstance(config, ViTConfig):  # others are not counted
-        _say_estimates(job, config, sizes, gpu, elsewhere)
+    if isinstance(config, ViTConfig) and (gpu is not None or elsewhere):  # other networks are not counted
+        _say_estimates(job, config, sizes, gpu)
     if elsewhere:
         _describe(recipe, config, sizes)
 
 
-def _say_estimates(job: Job, config: ViTConfig, sizes: Sizes, gpu: plan.Gpu | None, elsewhere: bool) -> None:
+def _say_estimates(job: Job, config: ViTConfig, sizes: Sizes, gpu: plan.Gpu | None) -> None:
     recipe, processes = job.recipe, distributed.size()
     at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / processes))
     training = plan.memory_bytes(recipe, config, at_once, job.fused)
@@ -149,8 +145,7 @@ def _say_estimates(job: Job, config: ViTConfig, sizes: Sizes, gpu: plan.Gpu | No
         say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size or --eval_batch_size")
     training, evaluation = plan.flops_of_run(recipe, config, sizes)
     say("work", f"{training:.3e} FLOPs in training, {evaluation:.3e} in evaluation (matrix products)")
-    if gpu is not None or elsewhere or training > _LARGE_FLOPS:
-        say("time", plan.time_needed(training, evaluation, recipe.precision, gpu, processes))
+    say("time", plan.time_needed(training, evaluation, recipe.precision, gpu, processes))
 
 
 def _describe(recipe: Recipe, config: Config, sizes: Sizes) -> None:
@@ -224,12 +219,14 @@ def run_name(recipe: Recipe) -> str:
     return "-".join([recipe.name, *changed, f"seed{recipe.seed}"]).replace("/", "_")
 
 
-def _check_run_name(run: str) -> None:
-    path = Path(run)
-    bad = not path.parts or path.is_absolute() or ".." in path.parts or str(path) in _NO_RUNS
-    if bad or len(path.name) > _LONGEST_NAME:
-        known = f"a path below logs/ without '..', and not one of {', '.join(_NO_RUNS)}"
-        raise UserError(f"--run {run}: must be a name of at most {_LONGEST_NAME} letters, or {known}")
+def _check_run_name(job: Job) -> None:
+    path = Path(job.run)
+    if not path.parts or path.is_absolute() or ".." in path.parts or len(path.name) > _LONGEST_NAME:
+        text = f"must be a name of at most {_LONGEST_NAME} letters, or a path below logs/ without '..'"
+        raise UserError(f"--run {job.run}: {text}")
+    for folder in (job.logs, job.saved):
+        if (folder.exists() and not folder.is_dir()) or any(each.is_dir() for each in folder.glob("*")):
+            raise UserError(f"--run {job.run}: {folder} is no folder of a run, but holds others; choose another name")
 
 
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:
@@ -286,15 +283,7 @@ def _result_of_finished(job: Job) -> dict | None:
     if header is None:
         return None
     checkpoint.check_same_meaning(header["recipe"], job.recipe.meaning(), job.logs)
-    if not header["finished"]:
-        return None
-    try:  # its weights have to be there, and whole
-        for name in ("last", "best") if header["result"].get("best") else ("last",):
-            read_weights(job.saved / f"{name}.pdparams")
-    except UserError as problem:
-        text = f"{job.logs}: holds the record of a finished run whose weights cannot be read ({problem})"
-        raise UserError(f"{text}; say --restart to set it aside, or choose another --run NAME") from None
-    return header["result"]
+    return header["result"] if header["finished"] else None
 
 
 def _set_aside(job: Job) -> None:

@@ -7,7 +7,6 @@ bash run_train.sh RECIPE --dry_run --gpu "A100 40GB"  for another one; a number 
 import dataclasses
 import math
 import re
-import time
 from dataclasses import dataclass
 
 import paddle
@@ -189,14 +188,11 @@ def block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
 
 
 def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None, gpus: int = 1) -> str:
-    """How long so many operations take on GPUs like this one, or on this CPU (None). Evaluation is in fp32."""
-    if gpu is None:
-        speed = measured_flops_per_second()
-        seconds = (training + evaluation) / speed
-        return f"at least {duration(seconds)} on this CPU (matrix products at {speed / 1e9:.0f} GFLOP/s)"
-    peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
+    """How long so many operations take on GPUs like this one; None: on a CPU. Evaluation is in fp32."""
+    peak = gpu and (gpu.peak_32 if precision == "fp32" else gpu.peak_16)
     if not peak:
-        return f"not known for {gpu.name}; the progress bar of the run says how long it takes"
+        name = "a CPU" if gpu is None else gpu.name
+        return f"not known for {name}; the progress bar of a run says how long it takes"
     seconds = (training / peak + evaluation / gpu.peak_32) / 1e12 / gpus
     low, high = (duration(seconds / share) for share in _SHARES_OF_PEAK)
     return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
@@ -208,14 +204,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def measured_flops_per_second() -> float:
-    """Speed of a float32 matrix product here, best of three, in operations a second."""
-    a = paddle.ones([1024, 1024])
-    seconds = []
-    for _ in range(4):  # the first one warms up
-        start = time.perf_counter()
-        paddle.matmul(a, a).numpy()
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**3 / min(seconds[1:])

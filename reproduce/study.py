@@ -20,8 +20,9 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import paddle
 
@@ -34,9 +35,10 @@ from reproduce.cli import SIGNALS, Parser, Stopped, StopRequest, has_gpu, parse,
 from reproduce.recipes import RECIPES, Recipe, add_options, get_recipe
 from reproduce.run_log import read_header
 
+_FOR_A_CPU = 1e17  # FLOPs up to which a study may be run without a GPU
 
-@dataclass(frozen=True)
-class Study:
+
+class Study(NamedTuple):
     """What is compared: changes of a recipe's settings by the name of the arm."""
 
     recipe: str
@@ -89,8 +91,7 @@ STUDIES = {
 }
 
 
-@dataclass(frozen=True)
-class StudyRun:
+class StudyRun(NamedTuple):
     name: str
     recipe: Recipe
     arguments: list[str]
@@ -178,8 +179,8 @@ def _options():
 
 
 def _estimate(todo: list[StudyRun]) -> str:
-    """How long the matrix products of these runs take: on the GPU here, on a named one, or on this CPU."""
-    training, evaluation, gpu = 0, 0, plan.gpu_here() if has_gpu() else None
+    """How long the matrix products of these runs take: on the GPU here, or on an A100 where they need a GPU."""
+    training = evaluation = 0
     for run in todo:
         recipe, config, sizes = plan.with_sizes(run.recipe)
         if not isinstance(config, ViTConfig):
@@ -187,13 +188,10 @@ def _estimate(todo: list[StudyRun]) -> str:
         updates, evaluations = plan.flops_of_run(recipe, config, sizes)
         training += updates
         evaluation += evaluations
-    precision = plan.resolve(recipe, config, gpu, 1).precision
+    gpu = plan.gpu_here() if has_gpu() else None
     if gpu is None and training > _FOR_A_CPU:
-        gpu, precision = plan.gpu_named("A100 40GB"), "bf16"
-    return plan.time_needed(training, evaluation, precision, gpu)
-
-
-_FOR_A_CPU = 1e17  # FLOPs from which on a study is one for GPUs
+        gpu = plan.gpu_named("A100 40GB")
+    return plan.time_needed(training, evaluation, plan.resolve(recipe, config, gpu, 1).precision, gpu)
 
 
 def _gpus() -> list[str]:

@@ -119,7 +119,7 @@ def test_every_arm_is_a_recipe_of_its_own_and_costs_what_it_says(name):
         (["digits", "--alpha", "3"], ["--alpha: the arm two_views is defined by its own"]),
         (["digits", "--num_steps", "20"], ["--num_steps: the arm baseline_twice"]),
         (["digits", "--dry_run"], ["--dry_run", "--list"]),
-        (["digits", "--alfa", "3", "--seeds", "1"], ["--alfa 3", "--alpha"]),
+        (["digits", "--alfa", "3", "--seeds", "1"], ["--alfa 3", "mean alpha"]),
     ],
 )
 def test_bad_input(tmp_path, arguments, fragments):
