@@ -26,7 +26,7 @@ from pathlib import Path
 import paddle
 
 from common.errors import UserError, near
-from common.processes import end_with_parent
+from common.system import end_with_parent
 from models.vit import ViTConfig
 from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings
