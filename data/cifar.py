@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.atomic import require_file
 from common.errors import UserError
-from common.lock import locked
 from common.safe_pickle import load_pickle
+from common.system import locked, require_file
 from data.download import fetch
 from data.in_memory import InMemory
 

@@ -13,9 +13,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from common.atomic import file_digest, flush_to_disk, require_file
 from common.errors import UserError
-from common.lock import locked
+from common.system import file_digest, flush_to_disk, locked, require_file
 
 TIMEOUT = 30  # seconds to connect, and the longest silence after which a connection counts as lost
 PAUSE = 1.0  # seconds before a request is repeated for the first time; each further pause is twice as long

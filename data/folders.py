@@ -16,9 +16,8 @@ import paddle
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
-from common.atomic import require_file
 from common.errors import UserError
-from common.processes import end_with_parent
+from common.system import end_with_parent, require_file
 from data.augment import full_boxes, resize_crops
 
 # Pillow goes by the content, whatever a file is called, and starts Ghostscript for EPS. These it decodes by itself.

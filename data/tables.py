@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.atomic import require_file
 from common.errors import UserError
+from common.system import require_file
 from data.folders import SUFFIXES, unreadable
 
 EXPECTED = (

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import math
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -15,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from safetensors import deserialize
 
-from common.archives import check_members, read_member
-from common.atomic import atomic_write, require_file
 from common.errors import UserError
 from common.safe_pickle import load_pickle
+from common.system import atomic_write, require_file
 
 _MOST_GROWTH = 20  # times a file's own bytes that its arrays may take: weights hardly compress, zip bombs do
+SMALL = 1 << 26  # bytes of an unpacked zip that do no harm however much they grew
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile bounds the memory of these two alone
 _SEAL = b"SHA-256:"  # behind the pickle of our own files, then the digest of all before it; paddle.load stops earlier
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it to every state dict
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that files before 1.6 begin with
@@ -130,6 +132,34 @@ def _read_archive(path) -> tuple[str, dict]:
         if any(name.split("/")[-1] == "data.pkl" for name in names):
             return "torch", _read_torch(path, archive)
         return "npz", {name.removesuffix(".npy"): _read_npy(read_member(archive, name)) for name in names}
+
+
+def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
+    """Refuse a zip that costs much more than it weighs, before a member is read.
+
+    `read_member` unpacks no more bytes than an entry says, so the entries can be relied on.
+
+    Args:
+        name: what an error calls the archive.
+        most_growth: times its own bytes that all members together may have, from SMALL on.
+
+    Raises UserError: it grows more than that, or a member is encrypted or compressed by another method than Deflate.
+    """
+    for member in archive.infolist():
+        if member.flag_bits & 1 or member.compress_type not in _METHODS:
+            text = f"{name}: member {member.filename[:80]!r} is encrypted or compressed by another method than Deflate"
+            raise UserError(f"{text}; pack it anew")
+    packed = archive.fp.seek(0, os.SEEK_END)
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(SMALL, most_growth * packed):
+        text = f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many"
+        raise UserError(f"{text}; it was not read, get the file again")
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """`archive.read`, which would unpack up to 2 GB before it cuts them to what the entry says."""
+    with archive.open(name) as file:
+        return file.read(archive.getinfo(name).file_size)
 
 
 def _read_npy(content: bytes) -> np.ndarray:

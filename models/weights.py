@@ -1,7 +1,7 @@
 """Weights from a file into a network, strictly: every name, shape and change is accounted for.
 
-`models.weight_files` reads the arrays, `models.layouts` tells whose they are, `models.config_files` reads the configs
-beside them. Here stands what network they belong to, and how they get into one.
+`models.weight_files` reads the arrays, `models.foreign` tells whose they are and reads the configs beside them. Here
+stands what network they belong to, and how they get into one.
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.pixels import SCALES, Resize
 from models import CNNConfig, Config, TwoNetworksConfig, build, check_types, config_from_dict, resnet, state_shapes
-from models.config_files import read_configs
-from models.layouts import Arrays, converted
+from models.foreign import Arrays, converted, read_configs
 from models.vit import ACTIVATIONS, POOLINGS, ViTConfig
 from models.weight_files import read_arrays, write_sealed
 
@@ -51,7 +50,7 @@ class Weights:
     metadata: dict
     left_out: list[str] = field(default_factory=list)  # names of a layer before the head, which go with the head
     network: dict = field(default_factory=dict)  # ViTConfig fields that the file tells beyond its shapes
-    pictures: dict = field(default_factory=dict)  # `scale`, `resize`, `class_names`: see config_files.read_configs
+    pictures: dict = field(default_factory=dict)  # `scale`, `resize`, `class_names`: see foreign.read_configs
     assumed: dict = field(default_factory=dict)  # what nothing says, by the name of its option
 
 

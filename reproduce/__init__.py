@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from common.processes import keep_freed_memory
+from common.system import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from visualdl import LogReader
 
-from common.atomic import require_file
 from common.errors import UserError
+from common.system import require_file
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
 

@@ -29,8 +29,8 @@ from typing import NamedTuple
 
 import paddle
 
-from common.atomic import atomic_write
 from common.errors import UserError
+from common.system import atomic_write
 from data.in_memory import InMemory
 from models import MODELS, build
 from reproduce import PROCESSOR_SETTINGS, ROOT, train

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from common.atomic import atomic_write
 from common.errors import UserError
 from common.safe_pickle import load_pickle
+from common.system import atomic_write
 from reproduce.recipes import Recipe
 
 _KEPT = 2

@@ -15,9 +15,9 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
-from common.atomic import atomic_write
 from common.errors import UserError
 from common.pixels import SCALES
+from common.system import atomic_write
 from data import CLASSES, FROM_FILES, DataSet, load_dataset
 from data.prepared import preparation, resize_option
 from models.fast_cpu import speed_up

@@ -16,9 +16,9 @@ import paddle
 from paddle import inference
 from paddle.static import InputSpec
 
-from common.atomic import file_digest, flush_to_disk, require_file
 from common.errors import UserError
 from common.pixels import SCALES
+from common.system import file_digest, flush_to_disk, require_file
 from reproduce import ROOT
 from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.predict import add_options, open_weights

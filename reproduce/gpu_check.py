@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import paddle
 
-from common.atomic import atomic_write
 from common.errors import UserError, printable
+from common.system import atomic_write
 from data.in_memory import InMemory
 from models import build
 from models.weights import read_weights

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from common.lock import locked
+from common.system import locked
 from data import Sizes, dataset_files, load_dataset
 from data.download import fetch
 from models import Config, count_parameters, has_batch_norm

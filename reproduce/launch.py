@@ -23,7 +23,7 @@ from pathlib import Path
 import paddle
 
 from common.errors import UserError
-from common.processes import end_with_parent
+from common.system import end_with_parent
 from reproduce import SET_HERE
 from reproduce.cli import SIGNALS, run_command
 

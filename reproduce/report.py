@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from common.atomic import atomic_write
 from common.errors import UserError, near
+from common.system import atomic_write
 from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.results import ARMS, STUDIES

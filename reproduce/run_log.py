@@ -20,8 +20,8 @@ import paddle
 from visualdl.component.base_component import scalar
 from visualdl.writer.record_writer import RecordWriter
 
-from common.atomic import atomic_write, require_file
 from common.errors import UserError
+from common.system import atomic_write, require_file
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 from reproduce.cli import on_gpu
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import paddle
 
 from common.errors import UserError, near
-from common.processes import end_with_parent
+from common.system import end_with_parent
 from models.vit import ViTConfig
 from reproduce import PROCESSOR_SETTINGS, ROOT, plan
 from reproduce.checkpoint import changed_settings

@@ -7,18 +7,15 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import zipfile
 from collections import OrderedDict
 
 import numpy as np
 import pytest
 
 from common import safe_pickle
-from common.archives import SMALL, check_members
-from common.atomic import atomic_write
 from common.errors import UserError, near
-from common.lock import locked
 from common.safe_pickle import load_pickle
+from common.system import atomic_write, locked
 
 
 class Evil:
@@ -235,26 +232,6 @@ def test_a_large_honest_pickle_is_within_the_bounds(monkeypatch):
         np.testing.assert_array_equal(found["numbers"], value["numbers"])
 
 
-def checked_zip(method, content=b"x", flags=0):
-    """`check_members` of a zip with one member, whose entry has the `flags`."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive:
-        archive.writestr("a.txt", content)
-    buffer.getbuffer()[buffer.getvalue().index(b"PK\1\2") + 8] |= flags
-    with zipfile.ZipFile(buffer) as archive:
-        check_members(archive, "some.zip", 20)
-
-
-def test_zips_that_are_not_read():
-    for method, flags in ((zipfile.ZIP_BZIP2, 0), (zipfile.ZIP_LZMA, 0), (zipfile.ZIP_STORED, 1)):
-        with pytest.raises(UserError, match=r"some\.zip: member 'a\.txt' is encrypted or compressed by another method"):
-            checked_zip(method, flags=flags)
-    with pytest.raises(UserError, match=r"some\.zip: .* more than 20 times as many"):
-        checked_zip(zipfile.ZIP_DEFLATED, bytes(SMALL + 1))
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        checked_zip(method, bytes(SMALL // 16))
-
-
 def test_atomic_write_replaces_only_at_the_end(tmp_path):
     path = tmp_path / "new" / "file"
     with atomic_write(path) as file:
@@ -295,9 +272,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
 
 def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
     path = tmp_path / "a.lock"
-    hold = (
-        f"import sys\nfrom common.lock import locked\nwith locked({str(path)!r}, print):\n print(flush=True)\n input()"
-    )
+    hold = f"from common.system import locked\nwith locked({str(path)!r}, print):\n print(flush=True)\n input()"
     with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         told = []

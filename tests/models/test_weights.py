@@ -36,7 +36,7 @@ from common.errors import UserError
 from common.pixels import Resize
 from models import build_model, model_config, state_shapes
 from models.vit import ViT, ViTConfig
-from models.weight_files import _view
+from models.weight_files import SMALL, _view, check_members
 from models.weights import (
     METADATA,
     config_from_weights,
@@ -511,6 +511,26 @@ def test_members_of_other_compression_are_refused_unread(member, tmp_path):
         archive.writestr(member, bytes(2**20))
     with pytest.raises(UserError, match=r"w: member .* is encrypted or compressed by another method than Deflate"):
         read_weights(tmp_path / "w")
+
+
+def checked_zip(method, content=b"x", flags=0):
+    """`check_members` of a zip with one member, whose entry has the `flags`."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("a.txt", content)
+    buffer.getbuffer()[buffer.getvalue().index(b"PK\1\2") + 8] |= flags
+    with zipfile.ZipFile(buffer) as archive:
+        check_members(archive, "some.zip", 20)
+
+
+def test_zips_that_are_not_read():
+    for method, flags in ((zipfile.ZIP_BZIP2, 0), (zipfile.ZIP_LZMA, 0), (zipfile.ZIP_STORED, 1)):
+        with pytest.raises(UserError, match=r"some\.zip: member 'a\.txt' is encrypted or compressed by another method"):
+            checked_zip(method, flags=flags)
+    with pytest.raises(UserError, match=r"some\.zip: .* more than 20 times as many"):
+        checked_zip(zipfile.ZIP_DEFLATED, bytes(SMALL + 1))
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        checked_zip(method, bytes(SMALL // 16))
 
 
 @pytest.mark.parametrize(

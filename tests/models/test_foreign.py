@@ -11,7 +11,7 @@ from weight_files import hugging_face, joint, random_state, turned
 from common.errors import UserError
 from common.pixels import Resize
 from models import model_config
-from models.config_files import read_configs
+from models.foreign import read_configs
 from models.vit import ViT
 from models.weights import assumptions, model_from_file, save_weights
 from reproduce.evaluate import main
