@@ -2,7 +2,7 @@
 
     bash run_train.sh --study digits                      10 seeds of six arms, one run after the other
     bash run_train.sh --study digits --jobs 2             two runs at a time, each on half of the cores: sooner done
-    bash run_train.sh --study digits --list               its arms, how long it takes, which runs are finished
+    bash run_train.sh --study digits --list               its runs, which are finished, hours on a GPU
     bash run_train.sh --study cifar100_fast --jobs 4      four GPUs, a run on each
     bash run_train.sh --study cifar100_102 --jobs 2 --data_dir DIR --pretrained FILE
 
