@@ -3,10 +3,8 @@
     python -m reproduce.audit LOG [LOG...]     the record files (vdlrecords.*) of one run
 
 Several processes may have written the files, each its own share of the test set; then only the mean over the processes
-is an accuracy on the whole of it. How many images a value was counted on follows from the values: all are multiples of
-1/N. Printed accuracies are percentages: best_value is that of one process, on images_per_value images of its own; best
-and last are means over the processes, which together counted test_images. logs/published has what was found in the
-published logs of R-Drop, and what they say of the claims made with them.
+is an accuracy on the whole of it. Printed accuracies are percentages: best_value is that of one process, on
+images_per_value images of its own; best and last are means over the processes, which together counted test_images.
 """
 
 from pathlib import Path
@@ -21,44 +19,33 @@ from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
 
 ACCURACY = "test/accuracy"  # the scalar that the published R-Drop logs have
-FOLDER = ROOT / "logs" / "published"
-ZBP, ZPC = "zbp-xxxp/R-Drop-Paddle", "zpc-666/Paddle-R-Drop"
 _LARGEST_UNIT = 200_000  # images; beyond, float32 cannot tell a multiple of 1/N from any other number
 _LEAST_VALUES = 7  # that so many different values share a unit twice as large by chance: 2 ** -7
 
 
-def read_accuracies(path, tag: str = ACCURACY) -> pd.DataFrame:
-    """The test accuracies in one record file: columns step and share (of 1), in file order.
-
-    tag: the scalar of the accuracy; its values are shares or percentages. Raises UserError for a file that is none or
-    damaged, and for a scalar that is missing or no accuracy.
-    """
+def read_accuracies(path) -> pd.DataFrame:
+    """The shares or percentages of ACCURACY in one record file: columns step and share (of 1), in file order."""
     require_file(path)
     try:
-        log = LogReader(file_path=str(path))
+        records = LogReader(file_path=str(path)).get_data("scalar", ACCURACY)
     except Exception:  # for a file that is none VisualDL raises almost anything
-        raise UserError(f"{path}: no VisualDL record file, or damaged; get it again") from None
-    tags = log.get_tags().get("scalar", [])
-    if tag not in tags:
-        there = ", ".join(sorted(tags)) or "none"
-        raise UserError(f"{path}: has no scalar {tag} (it has {there}); name one with --accuracy_tag TAG")
-    rows = [(record.id, record.value) for record in log.get_data("scalar", tag)]
-    table = pd.DataFrame(rows, columns=("step", "share"))
+        records = []
+    if not records:
+        raise UserError(f"{path}: no VisualDL record file with a scalar {ACCURACY}, or damaged; get it again")
+    table = pd.DataFrame([(record.id, record.value) for record in records], columns=("step", "share"))
     if not table["share"].between(0, 100).all():
-        text = f"{path}: {tag} has values that are neither shares nor percentages"
-        raise UserError(f"{text}; name the accuracy with --accuracy_tag TAG")
+        raise UserError(f"{path}: {ACCURACY} has values that are neither shares nor percentages; get the file again")
     if (table["step"].diff() < 0).any():
         raise UserError(f"{path}: its steps go back, as in several runs; give files of one run each")
     return table.assign(share=table["share"] / (100 if table["share"].max() > 1 else 1))
 
 
-def audit(paths, tag: str = ACCURACY) -> tuple[dict, pd.DataFrame]:
-    """What the record files of one run say, as a row of logs/published/runs.csv, and the accuracies of its steps.
+def audit(paths) -> tuple[dict, pd.DataFrame]:
+    """What the record files of one run say, as a row of logs/published/runs.csv, and its accuracies in % by step.
 
-    The table has, by step, the mean, lowest and highest accuracy of the processes in %. Steps that a process did not
-    record are left out. Raises UserError as `read_accuracies`, and for a file that is given twice.
+    The latter are the mean, lowest and highest of the processes, at the steps that all of them recorded.
     """
-    accuracy = pd.concat([read_accuracies(path, tag) for path in paths])
+    accuracy = pd.concat(map(read_accuracies, paths))
     if len({Path(path).read_bytes() for path in paths}) < len(paths):
         raise UserError(f"{', '.join(map(str, paths))}: two of these files are the same; give each once")
     images = images_per_value(accuracy["share"])
@@ -97,20 +84,15 @@ def images_per_value(shares) -> int | None:
     return int(candidates[0]) if len(candidates) else None
 
 
-def read_record(folder: Path = FOLDER) -> dict[str, pd.DataFrame]:
-    """runs and accuracy, which an audit gave, and, written by hand, claims and literature: what others report."""
-    found = {name: pd.read_csv(folder / f"{name}.csv", dtype={"run": str}) for name in ("runs", "accuracy")}
-    for name in ("claims", "literature"):  # their digits stay as they were written
-        found[name] = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
-    return found
+def read_record(logs: Path = ROOT / "logs") -> dict[str, pd.DataFrame]:
+    """What audits of the published logs of R-Drop gave: runs, and the accuracy of their steps."""
+    return {name: pd.read_csv(logs / "published" / f"{name}.csv", dtype={"run": str}) for name in ("runs", "accuracy")}
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.audit", description=__doc__)
     parser.add_argument("logs", nargs="+", metavar="LOG", help="VisualDL record file; all are of one run")
-    parser.add_argument("--accuracy_tag", default=ACCURACY, help="scalar of the test accuracy")
-    options = parse(parser, argv)
-    row, _ = audit(options.logs, options.accuracy_tag)
+    row, _ = audit(parse(parser, argv).logs)
     print("files taken for one run, the values of a step for those of its processes")
     for name, value in row.items():
         print(f"{name:17}{'cannot tell' if value is None else value}")

@@ -11,10 +11,7 @@ GOLD, BLACK, GREY = "#E69F00", "#000000", "#888888"
 
 
 def draw_run(logs: Path, picture: Path, tested_on: str = "test") -> Path:
-    """Draw the records of the run in the folder `logs` into `picture`, a PNG; returns `picture`.
-
-    `tested_on`: which images the test accuracy is of, for the legend.
-    """
+    """Draw the records of a run into `picture`, a PNG; the legend says that the test accuracy is of `tested_on`."""
     rows = read_metrics(logs)
     figure = Figure(figsize=(13, 4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -27,8 +24,7 @@ def draw_run(logs: Path, picture: Path, tested_on: str = "test") -> Path:
         _curve(left, rows, "train/kl", "KL, mean of both directions", ORANGE)
 
     middle.set(title="Accuracy", ylabel="top-1 accuracy, %")
-    held_out = "validation (held-out training images)"
-    _curve(middle, rows, "validation/accuracy", held_out, BLUE, unit=0.01, marker=".")
+    _curve(middle, rows, "validation/accuracy", "validation (held-out training images)", BLUE, unit=0.01, marker=".")
     _curve(middle, rows, "test/accuracy", tested_on, ORANGE, unit=0.01, marker="o")
 
     right.set(title="Learning rate", ylabel="learning rate")

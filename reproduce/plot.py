@@ -9,6 +9,7 @@ from reproduce import ROOT, audit, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.curves import BLACK, BLUE, GOLD, GREEN, GREY, ORANGE, PURPLE
 from reproduce.results import ARMS, STUDIES
+from reproduce.run_log import read_metrics
 
 FIGURES = ROOT / "images" / "figures"
 # The colour of an arm in every figure; R-Drop at the strength of the paper's text is orange.
@@ -20,12 +21,9 @@ COLOURS |= dict.fromkeys(("rdrop_x32", "rdrop_3"), GOLD)
 
 def panels(names) -> tuple[Figure, dict]:
     """A figure with a panel for each name, at most two side by side, and name -> axes."""
-    columns, rows = min(2, len(names)) or 1, -(-len(names) // 2) or 1
+    columns, rows = min(2, len(names)), -(-len(names) // 2)
     figure = Figure(figsize=(5 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for spare in axes[len(names) :]:
-        spare.remove()
-    return figure, dict(zip(names, axes, strict=False))
+    return figure, {name: figure.add_subplot(rows, columns, place) for place, name in enumerate(names, 1)}
 
 
 def draw_kl_question(runs: pd.DataFrame) -> Figure:
@@ -48,10 +46,11 @@ def draw_kl_question(runs: pd.DataFrame) -> Figure:
 
 
 def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1, bottom: float | None = None) -> Figure:
-    """A recorded value over the updates, one line an arm: the mean over its seeds."""
+    """A recorded value over the updates, one line an arm: the mean over its seeds, at the steps that all have."""
     figure, axes = panels(runs["study"].unique())
     for (study, arm), own in runs.groupby(["study", "arm"], sort=False):
-        mean = results.curve(own, tag)
+        records = [{row["step"]: row[tag] for row in read_metrics(path) if tag in row} for path in own["path"]]
+        mean = pd.concat(map(pd.Series, records), axis=1).dropna().mean(axis=1)
         axes[study].plot(mean.index, scale * mean, color=COLOURS[arm], label=ARMS[arm])
     for study, panel in axes.items():
         panel.set(title=STUDIES[study].title, xlabel="update", ylabel=label)
@@ -71,8 +70,8 @@ def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
         panel.plot(own["step"], own["mean"], color=colour, linewidth=1, label=f"{name}: all 10,000 test images")
         if run.processes > 1:
             label = f"{name}: its {run.processes} processes, {run.images_per_value:,} images each"
-            style = {"color": colour, "alpha": 0.2, "linewidth": 0, "label": label}
-            panel.fill_between(own["step"], own["lowest"], own["highest"], **style)
+            span = panel.fill_between(own["step"], own["lowest"], own["highest"], label=label)
+            span.set(color=colour, alpha=0.2, linewidth=0)
     panel.axhline(93.29, color=GREY, linestyle="--", linewidth=1, label="paper, 93.29")
     panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %")
     panel.set(xlim=(0, None), ylim=(90.5, 94.5))
@@ -86,7 +85,7 @@ def figures(logs: Path) -> dict[str, Figure]:
     runs = results.study_runs(logs)
     of_two_views = runs[~runs["arm"].str.startswith("baseline")]  # those without the KL term have it recorded too
     found = {
-        "published": draw_published(audit.read_record(logs / "published")),
+        "published": draw_published(audit.read_record(logs)),
         "kl_question": draw_kl_question(runs),
         "accuracy": draw_curves(runs, "validation/accuracy", "validation top-1, %", scale=100),
         "kl": draw_curves(of_two_views, "train/kl", "KL of the two views, nats", bottom=0),

@@ -7,8 +7,8 @@ All functions return pandas tables. Accuracies and calibration errors are shares
 Intervals are Student's t at 95 %; a column `X_half` is half the width of the interval of the mean in column `X`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,19 +17,17 @@ from scipy import stats
 from common.errors import UserError, printable
 from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
-from reproduce.run_log import read_header, read_metrics
+from reproduce.run_log import read_header
 
 LOGS = ROOT / "logs"
-MEASURES = ("accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last")
-_SHOWN = ("name", "recipe", "seed", "test_images", "correct", *MEASURES)
-_SHOWN_CLASSES = 30  # that a confusion matrix fits on a screen
+MEASURES = ["accuracy", "nll", "ece", "accuracy_last", "nll_last", "ece_last"]
+_SHOWN = ["name", "recipe", "seed", "test_images", "correct", *MEASURES]
 # Recorded settings in which runs of an arm may differ: names, where it is computed, options of earlier commits.
 _FREE = {"name", "summary", "seed", "save_every", "log_every", "fused", "resident"}
 _FREE |= {"micro_batch_size", "recompute", "eval_batch_size", "device", "workers", "data_dir"}
 
 
-@dataclass(frozen=True)
-class Study:
+class Study(NamedTuple):
     """What is shown of logs/study/<name>-<arm>-seed<k>."""
 
     title: str
@@ -41,11 +39,9 @@ class Study:
         return f"{name}_last" if self.endpoint == "last" else name
 
     def title_and_weights(self) -> str:
-        """The title, and which weights the values are of."""
         return f"{self.title} ({self.endpoint} weights)"
 
     def title_and_n(self, counts) -> str:
-        """The title, and of how many seeds the values are."""
         return f"{self.title} (n = {', '.join(map(str, sorted(set(counts))))})"
 
 
@@ -72,17 +68,10 @@ ARMS = {  # as in the names of runs -> label; in the order of the tables
 }
 
 
-# ---- runs
-
-
 def find_runs(folder: Path) -> pd.DataFrame:
-    """One row for each finished and evaluated run below `folder`, in order of name.
-
-    Runs that are still going, or that --restart set aside, are left out. Raises UserError for a run.json that is not
-    the header of a run.
-    """
+    """One row for each finished and evaluated run below `folder` but those that --restart set aside, by name."""
     rows = [_row(path.parent, folder) for path in sorted(folder.rglob("run.json")) if ".old-" not in path.parent.name]
-    return pd.DataFrame([row for row in rows if row], columns=(*_SHOWN, "path", "settings", "seconds"))
+    return pd.DataFrame([row for row in rows if row], columns=[*_SHOWN, "path", "settings", "seconds"])
 
 
 def _row(run: Path, logs: Path) -> dict | None:
@@ -121,8 +110,7 @@ def study_runs(logs: Path = LOGS) -> pd.DataFrame:
     """
     runs = find_runs(logs / "study")
     named = runs["name"].astype(str).str.extract(r"^(?P<study>[^/-]+)-(?P<arm>[^/]+)-seed(?P<named>\d+)$")
-    found = runs.join(named)
-    found = found[found["study"].isin(STUDIES) & found["arm"].isin(ARMS)]
+    found = runs.join(named).query("study in @STUDIES and arm in @ARMS")
     for run in found.itertuples():
         recipe = STUDIES[run.study].recipe
         if run.recipe != recipe or run.seed != int(run.named):
@@ -134,19 +122,14 @@ def study_runs(logs: Path = LOGS) -> pd.DataFrame:
             if len(values) > 1:
                 text = f"{logs / 'study'}/{study}-{arm}-seed*: differ in {key} ({', '.join(values):.200})"
                 raise UserError(f"{text}; runs of an arm differ by the seed alone, move the others away")
-    places = {name: place for place, name in enumerate([*STUDIES, *ARMS])}
-    order = {"by": ["study", "arm", "seed"], "key": lambda column: column.map(places).fillna(column)}
-    return found.sort_values(**order, ignore_index=True)
-
-
-# ---- arms and differences
+    place = {name: number for number, name in enumerate([*STUDIES, *ARMS])}
+    found = found.sort_values(["study", "arm", "seed"], key=lambda column: column.map(place).fillna(column))
+    return found.reset_index(drop=True)
 
 
 def half_width(values: pd.Series) -> float:
-    """Half the width of the 95 % t interval of the mean of independent `values`; NaN for one or two of them."""
-    if len(values) < 3:  # an interval of two values says nothing
-        return float("nan")
-    return stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    """Half the width of the 95 % t interval of the mean of `values`; NaN for fewer than three: it would say nothing."""
+    return stats.t.ppf(0.975, len(values) - 1) * values.sem() if len(values) > 2 else float("nan")
 
 
 def arms(runs: pd.DataFrame) -> pd.DataFrame:
@@ -157,30 +140,19 @@ def arms(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(runs: pd.DataFrame, against: str) -> pd.DataFrame:
-    """Each other arm of `study_runs` minus the arm `against` of its study, seed by seed, as a table like `arms`.
+    """Each other arm of `study_runs` minus the arm `against` of its study, as a table like `arms`; n pairs of seeds.
 
-    n is the number of seeds that both have; arms without a common seed are left out. With the same seed both arms see
-    the same crops in the same order, hence the pairs.
+    With the same seed both arms see the same crops in the same order, hence the pairs.
     """
     pairs = runs.merge(runs[runs["arm"] == against], on=["study", "seed"], suffixes=("", "_against"))
     pairs = pairs[pairs["arm"] != against]
     return arms(pairs.assign(**{name: pairs[name] - pairs[f"{name}_against"] for name in MEASURES}))
 
 
-def curve(runs: pd.DataFrame, tag: str) -> pd.Series:
-    """The mean over `runs` of a recorded value, by step; the steps that every run has."""
-    values = [pd.Series({row["step"]: row[tag] for row in read_metrics(path) if tag in row}) for path in runs["path"]]
-    return pd.concat(values, axis=1).dropna().mean(axis=1)
-
-
-# ---- predictions
-
-
 def read_predictions(run: Path) -> pd.DataFrame:
     """What the best weights of a finished run say: one row a test image, in the order of the test set.
 
     Columns label, predicted, confidence (probability of the predicted class) and nll (-log P(label), nats).
-    Raises UserError when `run` is no such folder, or its predictions are missing, damaged or not those of its run.json.
     """
     row = _row(run, run.parent)
     if row is None:
@@ -199,52 +171,35 @@ def read_predictions(run: Path) -> pd.DataFrame:
     return found
 
 
-def confusion(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Images by class (rows) and predicted class (columns)."""
+def by_class(predictions: pd.DataFrame, names: dict[int, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What becomes of the images of each class, and how many there are by class (rows) and predicted one (columns)."""
     classes = sorted({*predictions["label"], *predictions["predicted"]})
-    counts = pd.crosstab(predictions["label"], predictions["predicted"])
-    return counts.reindex(index=classes, columns=classes, fill_value=0).rename_axis(index=None, columns=None)
-
-
-def per_class(matrix: pd.DataFrame) -> pd.DataFrame:
-    """Of each class: images, how many are right, recall and precision in %, and the class it is most taken for."""
-    right = pd.Series(np.diag(matrix), matrix.index)
-    wrong = matrix - np.diag(right)
-    taken_for = [f"{row.idxmax()} ({row.max()})" if row.any() else "-" for _, row in wrong.iterrows()]
-    return pd.DataFrame(
-        {
-            "images": matrix.sum(axis=1),
-            "right": right,
-            "recall, %": 100 * right / matrix.sum(axis=1),  # NaN for a class without images
-            "precision, %": 100 * right / matrix.sum(axis=0),  # NaN for one that is never predicted
-            "most taken for": taken_for,
-        }
-    ).rename_axis("class")
-
-
-def describe_classes(run: Path) -> str:
-    """`per_class` of a run as text, the worst class first, and the confusion matrix of at most 30 classes."""
-    matrix = confusion(read_predictions(run))
-    names = _row(run, run.parent)["class_names"]
-    if names and matrix.index.max() < len(names):
-        matrix = matrix.rename(index=names.__getitem__, columns=names.__getitem__)
-    text = per_class(matrix).sort_values("recall, %", kind="stable").to_string(float_format="{:.2f}".format)
-    if len(matrix) <= _SHOWN_CLASSES:
-        text += f"\n\nImages by class (rows) and predicted class (columns):\n\n{matrix.to_string()}"
-    return text
+    matrix = pd.crosstab(predictions["label"], predictions["predicted"])
+    matrix = matrix.reindex(index=classes, columns=classes, fill_value=0).rename(index=names, columns=names)
+    matrix = matrix.rename_axis(index=None, columns=None)
+    table = pd.DataFrame({"images": matrix.sum(axis=1), "right": np.diag(matrix)}).rename_axis("class")
+    table["recall, %"] = 100 * table["right"] / table["images"]  # NaN for a class without images
+    table["precision, %"] = 100 * table["right"] / matrix.sum(axis=0)  # NaN for one that is never predicted
+    wrong = matrix - np.diag(table["right"])
+    table["most taken for"] = [f"{row.idxmax()} ({row.max()})" if row.any() else "-" for _, row in wrong.iterrows()]
+    return table, matrix
 
 
 def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.results", description=__doc__)
     parser.add_argument("folder", nargs="?", default=str(LOGS), help="folder of runs, or of one run (default logs/)")
     folder = Path(parse(parser, argv).folder)
-    if (folder / "run.json").exists():
-        print(describe_classes(folder))
+    if not (folder / "run.json").exists():
+        runs = find_runs(folder)
+        if runs.empty:
+            raise UserError(f"{folder}: no finished run in it; train one with bash run_train.sh")
+        print(runs[_SHOWN].to_string(index=False, float_format="{:.4f}".format))
         return
-    runs = find_runs(folder)
-    if runs.empty:
-        raise UserError(f"{folder}: no finished run in it; train one with bash run_train.sh")
-    print(runs[list(_SHOWN)].to_string(index=False, float_format="{:.4f}".format))
+    predictions = read_predictions(folder)
+    table, matrix = by_class(predictions, dict(enumerate(_row(folder, folder.parent)["class_names"])))
+    print(table.sort_values("recall, %", kind="stable").to_string(float_format="{:.2f}".format))
+    if len(matrix) <= 30:  # fits on a screen
+        print(f"\nImages by class (rows) and predicted class (columns):\n\n{matrix.to_string()}")
 
 
 if __name__ == "__main__":

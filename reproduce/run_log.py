@@ -25,16 +25,12 @@ from common.system import atomic_write, require_file
 from reproduce import PROCESSOR_SETTINGS, ROOT, distributed
 from reproduce.cli import on_gpu
 
-_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "visualdl")
-
 
 class RunLog:
     """Writer of one run's header and records; the first process writes. A full disk is an OSError.
 
-    Args:
-        header: what run.json holds; earlier starts are added to it.
-        rows: every record so far. `add` appends to them, and resumable states keep them too: what was written after
-            such a state is replaced when the run goes on from it.
+    `rows` are all records so far. `add` appends to them, and resumable states keep them too: what was written after
+    such a state is replaced when the run goes on from it.
     """
 
     def __init__(self, folder: Path, header: dict, rows: list[dict]):
@@ -67,8 +63,7 @@ class RunLog:
         self.header.update(more)
         if distributed.is_main():
             with atomic_write(self.folder / "run.json", "w") as file:
-                json.dump(self.header, file, indent=1)
-                file.write("\n")
+                file.write(json.dumps(self.header, indent=1) + "\n")
 
     def _to_board(self, rows: list[dict]) -> None:
         # Not through LogWriter: its background thread dies when the disk is full, and closing it then hangs.
@@ -82,10 +77,7 @@ class RunLog:
 
 
 def read_header(folder: Path) -> dict | None:
-    """The run.json of a run, which has at least a `recipe` and `finished`; None where there is none.
-
-    Raises UserError for a file that is not the record of a run.
-    """
+    """The run.json of a run, which has at least a `recipe` and `finished`; None where there is none."""
     path = folder / "run.json"
     if not path.exists():
         return None
@@ -100,10 +92,7 @@ def read_header(folder: Path) -> dict | None:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """The records of a run, in order. A last line cut short by a kill is left out.
-
-    Raises UserError for any other line that is no record: an object of numbers that has a whole "step".
-    """
+    """The records of a run, objects of numbers with a whole "step". A last line cut short by a kill is left out."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -126,10 +115,11 @@ def read_metrics(folder: Path) -> list[dict]:
 def machine() -> dict:
     """What the run is computed with: versions, processor, settings, git commit and whether the tree was dirty."""
     versions = {}
-    for name in _PACKAGES:
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "visualdl"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     changes = _git("status", "--porcelain", "--untracked-files=no")
+    processor = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
@@ -137,7 +127,7 @@ def machine() -> dict:
         "git_dirty": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "packages": versions,
-        "processor": _processor(),
+        "processor": processor[1].strip() if processor else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "processes": distributed.size(),
         "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
@@ -149,15 +139,9 @@ def machine() -> dict:
 
 def _git(*arguments) -> str | None:
     """What git says of this project; None where it is not a clone, or lies in somebody else's, or git is missing."""
-    if not (ROOT / ".git").exists():
-        return None
+    command = ["git", "--git-dir", ROOT / ".git", *arguments]
     try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _processor() -> str:
-    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1].strip() if found else platform.machine()

@@ -142,7 +142,7 @@ def test_bad_options_are_refused(arguments, message):
 
 
 def test_every_part_and_side_has_a_name_for_the_table():
-    """reproduce.report leaves out what logs/bench/names.csv does not name."""
+    """reproduce.report takes the names from logs/bench/names.csv."""
     sides = {side.name for part in bench.PARTS.values() for side in part.sides} - {"ours"} | {"against"}
     shown = {line.split(",")[0] for line in (ROOT / "logs" / "bench" / "names.csv").read_text().splitlines()}
     assert {*bench.PARTS, *sides} <= shown

@@ -44,6 +44,16 @@ def test_accuracy_says_validation_and_ends_at_100(tmp_path):
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(98.5)
 
 
+def test_a_curve_is_the_mean_of_the_seeds_at_the_steps_that_all_have(tmp_path):
+    make_arm(tmp_path, "digits-rdrop_1", [5, 6])
+    for seed, values in ((1, {10: 2.0, 20: 1.0}), (2, {10: 4.0, 20: 2.0, 30: 9.0})):
+        rows = [{"step": step, "train/kl": value} for step, value in values.items()]
+        path = tmp_path / f"study/digits-rdrop_1-seed{seed}" / "metrics.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+    (axes,) = plot.draw_curves(results.study_runs(tmp_path), "train/kl", "KL").axes
+    assert axes.lines[0].get_xydata().tolist() == [[10, 3.0], [20, 1.5]]
+
+
 def test_the_published_figure_has_every_mean_and_the_span_of_processes():
     record = audit.read_record()
     (axes,) = plot.draw_published(record).axes

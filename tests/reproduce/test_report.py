@@ -12,6 +12,7 @@ from scipy import stats
 
 from common.errors import UserError
 from reproduce import ROOT
+from reproduce import report as module
 from reproduce.report import compare, main
 from reproduce.study import STUDIES, runs_of
 
@@ -21,11 +22,12 @@ def page(*tables: str) -> str:
 
 
 @pytest.fixture
-def project(tmp_path) -> Path:
-    """An empty project with the record of the published logs."""
+def project(tmp_path, monkeypatch) -> Path:
+    """The root of a project without pages and runs, which `main` takes for its own."""
     root = tmp_path / "project"
-    for name in ("published", "bench"):
-        shutil.copytree(ROOT / "logs" / name, root / "logs" / name)
+    (root / "docs").mkdir(parents=True)
+    shutil.copy(ROOT / "docs" / "words_cn.csv", root / "docs")
+    monkeypatch.setattr(module, "ROOT", root)
     return root
 
 
@@ -34,12 +36,8 @@ def rows(path: Path) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-def report(root: Path, *arguments) -> None:
-    main(["--root", str(root), *arguments])
-
-
 def test_the_committed_pages_are_what_the_logs_say():
-    report(ROOT, "--check")
+    main(["--check"])
 
 
 def test_tables_from_runs_with_a_known_answer(project):
@@ -47,7 +45,7 @@ def test_tables_from_runs_with_a_known_answer(project):
     make_arm(project / "logs", "digits-two_views", [12, 11, 10], alpha=0.0, nll=0.2)
     make_arm(project / "logs", "digits-rdrop_0.3", [10, 12, 8], alpha=0.3, nll=0.2)
     (project / "README.md").write_text(page("kl"))
-    report(project)
+    main([])
     found = rows(project / "README.md")
     half = 100 * stats.t.ppf(0.975, 2) / 3**0.5 / 500  # of a mean of three values one image apart
     assert found[2][1:] == ["one view", "3", f"95.80 ± {half:.2f}", f"**-2.00 ± {2 * half:.2f}**", "**+0.100 ± 0.000**"]
@@ -66,19 +64,19 @@ def test_a_study_that_goes_on_shows_the_last_weights_of_the_seeds_that_it_has(pr
     folder = project / "logs" / "study" / "cifar100_102-rdrop_0.3-seed1"
     change_header(folder, lambda header: header["result"]["last"].update(test=last))
     (project / "README.md").write_text(page("kl"))
-    report(project)
+    main([])
     two_views, rdrop = rows(project / "README.md")[2:]
     assert two_views[0] == "CIFAR-100, 10 a class, 102 epochs (last weights)" and two_views[2] == "2"
     assert rdrop[1:] == ["R-Drop 0.3", "1", "96.00", "-1.60", rdrop[-1]]  # one seed has no interval
     (project / "README.md").write_text(page("seeds"))
-    report(project)
+    main([])
     assert rows(project / "README.md")[3][2:] == ["1", "98.00", "96.00"]
 
 
 def test_the_first_table_says_what_was_not_run_and_takes_runs_that_were(project):
     for name in ("README.md", "README_cn.md"):
         (project / name).write_text(page("first"))
-    report(project)
+    main([])
     english, chinese = rows(project / "README.md"), rows(project / "README_cn.md")
     assert english[0] == ["model", "data", "paper", "others, audited", "ours"]
     assert english[2][:3] == ["ViT-B/16 + R-Drop", "CIFAR-100, 384 px", "**93.29**"]
@@ -86,39 +84,37 @@ def test_the_first_table_says_what_was_not_run_and_takes_runs_that_were(project)
     assert {row[-1] for row in english[2:]} == {"not run yet"} and {row[-1] for row in chinese[2:]} == {"尚未运行"}
     recipe = {"name": "cifar100_vit_b16_rdrop"}
     make_run(project / "logs", "evidence/headline", 670, like="cifar100_vit_ti16", **recipe)
-    report(project)
+    main([])
     assert rows(project / "README.md")[2][-1] == "93.30 (n = 1)"
 
 
-def test_a_stale_page_is_named_and_mended(project, capsys):
+def test_a_stale_page_is_named_and_mended(project):
     make_arm(project / "logs", "digits-two_views", [12], alpha=0.0)
-    (project / "docs").mkdir()
     path = project / "docs" / "page.md"
     path.write_text(page("kl"))
-    report(project)
-    report(project, "--check")
+    main([])
+    main(["--check"])
     right = path.read_text()
     path.write_text(right.replace("97.60", "97.61"))
-    with pytest.raises(SystemExit, match="1"):
-        report(project, "--check")
-    assert capsys.readouterr().err.startswith("docs/page.md: tables are not what logs/ give")
+    with pytest.raises(SystemExit, match=r"^docs/page\.md: tables are not what logs/ give"):  # Python exits with 1
+        main(["--check"])
     assert "97.61" in path.read_text()  # --check writes nothing
-    report(project)
+    main([])
     assert path.read_text() == right
 
 
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("<!-- table kl -->\n", "below the line <!-- table kl --> the line <!-- end of table --> is missing"),
-        (page("kl").replace("<!-- end", "<!--end") + page("arms"), "below the line <!-- table kl -->"),
-        (page("kll"), "there is no table 'kll': did you mean kl"),
+        ("<!-- table kl -->\n", "each line <!-- table NAME --> needs a line <!-- end of table --> below it"),
+        (page("kl").replace("<!-- end", "<!--end") + page("arms"), "README.md: each line <!-- table NAME --> needs"),
+        (page("kll"), "NAME is one of first, answer, kl, arms"),
     ],
 )
 def test_markers_that_do_not_fit_are_named(project, text, fragment):
     (project / "README.md").write_text(text)
     with pytest.raises(UserError, match=fragment):
-        report(project)
+        main([])
     assert (project / "README.md").read_text() == text
 
 

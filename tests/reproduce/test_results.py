@@ -167,15 +167,6 @@ def test_the_studies_on_record_are_whole():
     assert (counts["cifar100"] == 5).all()
 
 
-def test_a_curve_is_the_mean_of_the_seeds_at_the_steps_that_all_have(tmp_path):
-    make_arm(tmp_path, "digits-rdrop_1", [5, 6])
-    for seed, values in ((1, {10: 2.0, 20: 1.0}), (2, {10: 4.0, 20: 2.0, 30: 9.0})):
-        rows = [{"step": step, "train/kl": value} for step, value in values.items()]
-        path = tmp_path / f"study/digits-rdrop_1-seed{seed}" / "metrics.jsonl"
-        path.write_text("\n".join(map(json.dumps, rows)))
-    assert results.curve(study_runs(tmp_path), "train/kl").to_dict() == {10: 3.0, 20: 1.5}
-
-
 # ---- predictions
 
 
@@ -189,7 +180,7 @@ def test_classes_of_a_run_with_a_known_answer(tmp_path, capsys):
     results.main([str(folder)])
     printed = capsys.readouterr().out
     counts = np.bincount(labels)
-    found = results.per_class(results.confusion(read_predictions(folder)))
+    found, _ = results.by_class(read_predictions(folder), {})
     assert found.loc[3].tolist() == [counts[3], counts[3] - 2, 100 * (1 - 2 / counts[3]), 100.0, "4 (2)"]
     assert found.loc[4, "precision, %"] == pytest.approx(100 * (counts[4] - 1) / (counts[4] + 1))
     assert found.loc[7, "most taken for"] == "-"
@@ -208,7 +199,7 @@ def test_a_run_that_goes_on_has_no_classes_yet(tmp_path):
 
 def test_a_class_that_is_never_predicted_has_no_precision():
     predictions = pd.DataFrame({"label": [0, 1, 1], "predicted": [0, 0, 0]})
-    found = results.per_class(results.confusion(predictions))
+    found, _ = results.by_class(predictions, {})
     assert found["recall, %"].tolist() == [100, 0] and math.isnan(found.loc[1, "precision, %"])
 
 
