@@ -27,6 +27,7 @@ def project(tmp_path, monkeypatch) -> Path:
     root = tmp_path / "project"
     (root / "docs").mkdir(parents=True)
     shutil.copy(ROOT / "docs" / "words_cn.csv", root / "docs")
+    shutil.copytree(ROOT / "logs" / "published", root / "logs" / "published")
     monkeypatch.setattr(module, "ROOT", root)
     return root
 
