@@ -55,10 +55,9 @@ class ImageFiles:
 def read_image(path) -> Image.Image:
     """The picture as RGB, upright as its EXIF data say. Raises UserError for a file that is no whole picture.
 
-    The network is to see what a viewer shows. Up to 8 bits and without transparency that is Pillow's
-    `convert("RGB")` (CMYK without its colour profile; of an animation the first frame). Elsewhere it is not:
-    transparent pixels are laid on white, where Pillow shows the colour that happens to be stored below them, and
-    16-bit grey is divided by 257, where Pillow cuts all above 255 off to white.
+    The network is to see what a viewer shows. Mostly that is Pillow's `convert("RGB")`, but transparent pixels are laid
+    on white, where Pillow shows the colour that happens to be stored below them, and 16-bit grey is divided by 257,
+    where Pillow cuts all above 255 off to white.
     """
     require_file(path)
     try:

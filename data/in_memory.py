@@ -30,8 +30,7 @@ class InMemory:
         _, _, height, width = self.images.shape
         for indices, draws in requests:
             n = len(indices)
-            flips = None
-            boxes = full_boxes(n, height, width)
+            boxes, flips = full_boxes(n, height, width), None
             if draws is not None:
                 boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
                 flips = augmentation.flips(draws)
