@@ -8,9 +8,8 @@ import numpy as np
 
 from common.errors import UserError, near, printable
 from data import cifar, digits, tables
-from data.folders import ImageFiles
-from data.in_memory import InMemory
 from data.sampling import split_indices
+from data.splits import ImageFiles, InMemory
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 

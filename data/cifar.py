@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.safe_pickle import load_pickle
 from common.system import locked, require_file
 from data.download import fetch
-from data.in_memory import InMemory
+from data.splits import InMemory
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 

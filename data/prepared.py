@@ -8,8 +8,7 @@ from PIL import Image
 from common.errors import UserError
 from common.pixels import Resize
 from data import FROM_FILES
-from data.folders import ImageFiles, read_image
-from data.in_memory import InMemory
+from data.splits import ImageFiles, InMemory, read_image
 
 _WHOLE = Resize()
 _LARGEST = 4  # times the network's image size that a picture is resized to before the crop

@@ -19,7 +19,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.system import require_file
-from data.folders import SUFFIXES, unreadable
+from data.splits import SUFFIXES, unreadable
 
 EXPECTED = (
     "a CSV (columns image,label), a folder with one and its pictures, a folder with one folder a class, or a folder "

@@ -10,10 +10,10 @@ from PIL import Image
 
 import data
 from common.errors import UserError
-from data import dataset_sizes, folders, load_dataset, split_indices
+from data import dataset_sizes, load_dataset, split_indices, splits
 from data.augment import Augmentation
-from data.folders import read_image
 from data.sampling import held_out_of
+from data.splits import read_image
 
 PHOTOS = SHARED / "growth_stages"
 COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
@@ -341,7 +341,7 @@ def test_a_killed_worker_is_a_clear_error_and_not_the_end_of_all(tmp_path):
 
     def requests():
         yield np.arange(4), None
-        for process in list(folders._pool(2)._processes.values()):
+        for process in list(splits._pool(2)._processes.values()):
             os.kill(process.pid, signal.SIGKILL)  # as the kernel does when memory runs out
         for _ in range(8):
             yield np.arange(4), None
