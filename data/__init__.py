@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,8 +45,7 @@ class DataSet:
     notes: list[str] = field(default_factory=list)  # lines for people: what was found, chosen and left out
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Numbers of classes and of images of each split."""
 
     classes: int
@@ -93,17 +93,14 @@ def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
 
 
 def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers: int = 0, **choice) -> DataSet:
-    """Load a data set by name.
+    """Load a data set by name; UserError for data that are missing, damaged, or fewer than asked for.
 
     Args:
         name: cifar10, cifar100, digits, or pictures in files: imagenet, growth_stages, images.
         data_dir: `tables.EXPECTED`, or CIFAR's folder; "" means data/downloads, where CIFAR is fetched when missing.
-        strict: a picture that cannot be read is an error; otherwise it is left out, with a note. (Of more than
-            CHECKED_AT_MOST pictures it is an error when it is read.)
+        strict: a picture that cannot be read is an error; otherwise it is left out, with a note.
         workers: processes that decode each picture once to find those; 0 = none.
         choice: which images are kept and held out; see `split_indices`.
-
-    Raises UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
     _check_name(name, data_dir)
     if name in FROM_FILES:

@@ -57,21 +57,18 @@ class Augmentation:
         return (draws[:, -1] < 0.5) & self.flip
 
 
-def full_boxes(count: int, height: int, width: int) -> np.ndarray:
-    """The boxes (count, 4) that keep the whole image."""
-    return np.tile(np.array([0, 0, height, width], np.int64), (count, 1))
-
-
-def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None = None, scale: str = "-1..1"):
+def resize_crops(images, size: int, boxes: np.ndarray | None = None, flips=None, scale: str = "-1..1"):
     """Cut `boxes` out of `images`, resize each bilinearly, and scale the pixels: float32 (n, 3, size, size).
 
     Args:
         images: uint8 tensor (n, 3, H, W).
-        boxes: (n, 4) of (top, left, height, width) in pixels.
-        flips: bool (n,), mirrors left-right.
+        boxes: (n, 4) of (top, left, height, width) in pixels; None keeps whole images.
+        flips: bool (n,), mirrors left-right; None mirrors none.
         scale: a name of SCALES, the default of which means (pixel / 255 - 0.5) / 0.5.
     """
-    _, _, height, width = images.shape
+    n, _, height, width = images.shape
+    if boxes is None:
+        boxes = np.tile([0, 0, height, width], (n, 1))
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size)  # (n, size, H)
     columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size)  # (n, size, W)
     if flips is not None and flips.any():

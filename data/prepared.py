@@ -64,9 +64,9 @@ def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
-    """How pictures are prepared for a network that was trained on `dataset`, by its `Weights.pictures`.
+    """How pictures are prepared for a network trained on `dataset`, by its `Weights.pictures`.
 
-    Raises UserError for a size that leaves no crop.
+    Raises UserError for a resize that leaves no crop.
     """
     resize = pictures.get("resize", _WHOLE)
     if not image_size <= resize.side(image_size) <= _LARGEST * image_size:

@@ -68,10 +68,7 @@ def split_indices(
 
 
 def held_out_of(count: int, share: float) -> int:
-    """Images that are held out of the `count` of one class: the share, rounded half up, but at least one.
-
-    Each class is rounded by itself, so that a change in one class leaves the others alone.
-    """
+    """The share of the `count` images of one class, rounded half up, but at least one."""
     return max(1, int(count * share + 0.5))
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.system import end_with_parent, require_file
-from data.augment import full_boxes, resize_crops
+from data.augment import resize_crops
 
 # Pillow goes by the content, whatever a file is called, and starts Ghostscript for EPS. These it decodes by itself.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -47,13 +47,13 @@ class InMemory:
         """
         _, _, height, width = self.images.shape
         for indices, draws in requests:
-            n = len(indices)
-            boxes, flips = full_boxes(n, height, width), None
+            boxes = flips = None
             if draws is not None:
+                n = len(indices)
                 boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
                 flips = augmentation.flips(draws)
             raw = paddle.to_tensor(self.images[indices])
-            yield resize_crops(raw, boxes, image_size, flips, scale), paddle.to_tensor(self.labels[indices])
+            yield resize_crops(raw, image_size, boxes, flips, scale), paddle.to_tensor(self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,7 @@ class ImageFiles:
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
         jobs = ((self.subset(indices), draws, image_size, augmentation) for indices, draws in requests)
         for pixels, labels in _in_order(_decode, jobs, workers):
-            whole = full_boxes(len(pixels), image_size, image_size)
-            images = resize_crops(paddle.to_tensor(pixels), whole, image_size, scale=scale)
-            yield images, paddle.to_tensor(labels)
+            yield resize_crops(paddle.to_tensor(pixels), image_size, scale=scale), paddle.to_tensor(labels)
 
 
 # ---- one picture

@@ -12,7 +12,6 @@ import os
 import posixpath
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ _SHOWN = 10  # broken pictures or columns that are named, the others counted
 _WHOLE = re.compile("[+-]?[0-9]{1,18}")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Table:
     """N pictures, sorted by name, so that the order of a CSV's rows has no influence."""
 

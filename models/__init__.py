@@ -6,7 +6,6 @@ Every network has its `config`, `model(images) -> logits`, `model.views(images) 
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 
 import paddle
 from paddle import nn
@@ -30,7 +29,7 @@ MODELS = {
 NAMES = (*MODELS, *resnet.NETWORKS)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TwoNetworksConfig:
     """The configurations of two networks that are trained side by side; classes and image size are the same."""
 

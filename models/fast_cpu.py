@@ -4,8 +4,7 @@ The results are those of Paddle's own layers up to rounding, but for dropout's r
 generator of the same distribution. In evaluation they are the same to the bit.
 
 What is slow in Paddle 3.3 on a CPU: biases, sums over rows (gradients of biases and of LayerNorm), dropout's random
-numbers, the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures
-whole steps and evaluations.
+numbers, the gradient of GELU, each several times slower than NumPy on one core. See `python -m reproduce.bench`.
 """
 
 import numpy as np

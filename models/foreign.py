@@ -160,16 +160,13 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
 
 
 def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
-    """The arrays, and how many heads they have.
-
-    Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches.
-    """
+    """The arrays, and how many heads they have."""
     heads, features = arrays["blocks.0.attn.query.bias"].shape
     width = heads * features
     found = dict(arrays)
     for name, value in arrays.items():
         if name == "patch_embed.proj.weight":
-            found[name] = value.transpose(3, 2, 0, 1)
+            found[name] = value.transpose(3, 2, 0, 1)  # Flax has HWIO
         elif ".attn." in name and name.endswith(".bias"):
             found[name] = value.reshape(width)
         elif ".attn." in name:

@@ -109,7 +109,12 @@ def _read_container(path) -> tuple[str, object]:
     with open(path, "rb") as file:
         start = file.read(len(_OLD_TORCH))
     if start.startswith(b"PK\x03\x04"):
-        return _read_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
+            names = dict.fromkeys(archive.namelist())  # one that is listed again would be unpacked again
+            if any(name.split("/")[-1] == "data.pkl" for name in names):
+                return "torch", _read_torch(path, archive)
+            return "npz", {name.removesuffix(".npy"): _read_npy(_read_member(archive, name)) for name in names}
     if start == _OLD_TORCH:
         text = "written by PyTorch before 1.6, which is not read here"
         raise UserError(f"{path}: {text}; save it anew with a newer PyTorch, or take the .safetensors")
@@ -119,16 +124,6 @@ def _read_container(path) -> tuple[str, object]:
     if start[:1] == b"\x80":
         return "pdparams", _read_pdparams(path)
     raise UserError(f"{path}: no weight file that is known here (.npz, .pdparams, .safetensors, PyTorch's .bin)")
-
-
-def _read_archive(path) -> tuple[str, dict]:
-    """A zip archive: NumPy's .npz, or a file of PyTorch."""
-    with zipfile.ZipFile(path) as archive:
-        check_members(archive, path)
-        names = dict.fromkeys(archive.namelist())  # one that is listed again would be unpacked again
-        if any(name.split("/")[-1] == "data.pkl" for name in names):
-            return "torch", _read_torch(path, archive)
-        return "npz", {name.removesuffix(".npy"): _read_npy(_read_member(archive, name)) for name in names}
 
 
 def check_members(archive: zipfile.ZipFile, path) -> None:
