@@ -118,6 +118,7 @@ def test_a_table_is_found_in_every_layout(tmp_path):
     below = make_table(tmp_path / "below", below="imgV")  # the blog: img/df_all.csv, img/imgV/*
     (below / "notes").mkdir()
     splits = [load(place) for place in (flat, flat / "df_all.csv", below, below / "df_all.csv")]
+    splits.append(load_dataset("growth_stages", str(flat), validation_share=0.1))  # four stages or any other number
     for found in splits:
         assert found.class_names == ["blue", "green", "red"]
         assert names(found.validation) == names(splits[0].validation) and len(found.train) == 38
