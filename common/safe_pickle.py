@@ -170,13 +170,10 @@ def load_pickle(file, name, *, allowed=(), persistent_load=None, **options):
 
     Args:
         file: a BytesIO. A file on the disk would reserve as much memory as a length in it claims.
-        name: what an error calls the file.
         allowed: {(module, name): value}, more that the pickle may name.
         persistent_load: turns a persistent id into a value; without it they are refused.
-        options: go to `pickle.Unpickler`.
 
-    Raises:
-        UserError: it is not a whole pickle of plain containers and NumPy arrays of numbers, or it grows without bound.
+    Raises UserError, about the file called `name`, for what is no whole pickle of plain containers and arrays.
     """
     try:
         return _SafeUnpickler(file, dict(allowed), persistent_load, **options).load()

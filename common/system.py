@@ -94,7 +94,10 @@ def locked(path, busy):
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            busy(_holder(path))
+            holder = ""
+            with suppress(OSError):  # it may end just now
+                holder = path.read_text().strip()
+            busy(holder or "another process")
             lock.acquire()
     except OSError as error:
         if isinstance(error, Timeout) or error.errno not in _NO_LOCKS:
@@ -109,13 +112,6 @@ def locked(path, busy):
     finally:
         path.unlink(missing_ok=True)  # while it is held; filelock notices that the file is gone and makes it anew
         lock.release()
-
-
-def _holder(path: Path) -> str:
-    text = ""
-    with suppress(OSError):  # it may end just now
-        text = path.read_text().strip()
-    return text or "another process"
 
 
 def end_with_parent() -> None:

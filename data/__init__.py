@@ -3,19 +3,19 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.errors import UserError, near, printable
 from data import cifar, digits, tables
-from data.folders import ImageFiles
-from data.in_memory import InMemory
 from data.sampling import split_indices
+from data.splits import ImageFiles, InMemory
 
 DOWNLOADS = Path(__file__).resolve().parent / "downloads"
 
 # None: whatever the user's table has.
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": 4, "images": None}
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "growth_stages": None, "images": None}
 CHECKED_AT_MOST = 100_000  # pictures in files that are all decoded once before a run starts: minutes
 FROM_FILES = ("imagenet", "growth_stages", "images")  # decoded and resized from image files; the others are in memory
 IMAGES = {  # for training and for the test
@@ -45,8 +45,7 @@ class DataSet:
     notes: list[str] = field(default_factory=list)  # lines for people: what was found, chosen and left out
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Numbers of classes and of images of each split."""
 
     classes: int
@@ -81,11 +80,11 @@ def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
     """What `load_dataset` will give, without decoding an image: a table counts as if all could be read.
 
     The official sets are not looked at; those whose classes differ in size (ImageNet, digits) are taken as even.
-    Raises UserError as `load_dataset` does, but for what only shows in the images.
     """
     _check_name(name, data_dir)
     if name not in IMAGES:
-        found = _from_tables(name, _read_tables(name, data_dir), **choice)
+        parts = tables.read_tables(Path(data_dir or DOWNLOADS / name))
+        found = _from_tables(name, parts, **choice)
         return Sizes(len(found.class_names), len(found.train), len(found.validation), len(found.test))
     classes, (images, test) = CLASSES[name], IMAGES[name]
     even = np.repeat(np.arange(classes), images // classes)
@@ -94,21 +93,18 @@ def dataset_sizes(name: str, data_dir: str = "", **choice) -> Sizes:
 
 
 def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers: int = 0, **choice) -> DataSet:
-    """Load a data set by name.
+    """Load a data set by name; UserError for data that are missing, damaged, or fewer than asked for.
 
     Args:
-        name: cifar10, cifar100, digits, or pictures in files: imagenet, growth_stages (4 classes), images (any).
+        name: cifar10, cifar100, digits, or pictures in files: imagenet, growth_stages, images.
         data_dir: `tables.EXPECTED`, or CIFAR's folder; "" means data/downloads, where CIFAR is fetched when missing.
-        strict: a picture that cannot be read is an error; otherwise it is left out, with a note. (Of more than
-            CHECKED_AT_MOST pictures it is an error when it is read.)
+        strict: a picture that cannot be read is an error; otherwise it is left out, with a note.
         workers: processes that decode each picture once to find those; 0 = none.
         choice: which images are kept and held out; see `split_indices`.
-
-    Raises UserError: unknown name, data missing or damaged, more images asked for than there are.
     """
     _check_name(name, data_dir)
     if name in FROM_FILES:
-        parts = _read_tables(name, data_dir)
+        parts = tables.read_tables(Path(data_dir or DOWNLOADS / name))
         total = sum(len(table.labels) for table in parts.values())
         if total <= CHECKED_AT_MOST:
             parts = {part: tables.without_unreadable(table, strict, workers) for part, table in parts.items()}
@@ -122,15 +118,6 @@ def load_dataset(name: str, data_dir: str = "", *, strict: bool = False, workers
         train, test, class_names = cifar.load(name, Path(data_dir or DOWNLOADS), download=not data_dir)
     kept, held_out = split_indices(train.labels, **choice, name=name)
     return DataSet(name, train.subset(kept), train.subset(held_out), test, class_names)
-
-
-def _read_tables(name: str, data_dir: str) -> dict[str, tables.Table]:
-    parts = tables.read_tables(Path(data_dir or DOWNLOADS / name))
-    found = len(parts["train"].class_names)
-    if name == "growth_stages" and found != CLASSES[name]:
-        text = f"{parts['train'].source}: has {found} classes, {name} has {CLASSES[name]}"
-        raise UserError(f"{text}; for other pictures say --dataset images")
-    return parts
 
 
 def _from_tables(name, parts, **choice) -> DataSet:

@@ -24,10 +24,7 @@ class Augmentation:
     flip: bool = False  # left-right with probability 1/2; the official R-Drop code has none
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Uniform random numbers in [0, 1) for the `count` images of a whole batch, float64 (count, 4 * attempts + 1).
-
-        An image is then cropped alike in whatever shard or micro-batch it lands.
-        """
+        """Random numbers for the images of a whole batch: each is cropped alike in whatever micro-batch it lands."""
         return rng.random((count, 4 * _ATTEMPTS + 1))
 
     def boxes(self, draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -47,39 +44,31 @@ class Augmentation:
         fits = (h > 0) & (h <= full_h) & (w > 0) & (w <= full_w)
         first = np.argmax(fits, axis=1)  # the first attempt that fits
         boxes = np.stack([top, left, h, w], axis=-1)[np.arange(n), first]
-        for i in np.flatnonzero(~fits.any(axis=1)):
-            boxes[i] = self._centre_box(int(full_h[i, 0]), int(full_w[i, 0]))
-        return boxes
-
-    def _centre_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The largest centred crop whose aspect ratio is allowed (torchvision's fall-back)."""
         low, high = self.ratio
-        h = min(height, max(1, round(width / low)))
-        w = min(width, max(1, round(height * high)))
-        return (height - h) // 2, (width - w) // 2, h, w
+        for i in np.flatnonzero(~fits.any(axis=1)):  # as torchvision: the largest centred crop of an allowed ratio
+            height, width = int(full_h[i, 0]), int(full_w[i, 0])
+            h = min(height, max(1, round(width / low)))
+            w = min(width, max(1, round(height * high)))
+            boxes[i] = (height - h) // 2, (width - w) // 2, h, w
+        return boxes
 
     def flips(self, draws: np.ndarray) -> np.ndarray:
         """bool (n,): which images are mirrored."""
         return (draws[:, -1] < 0.5) & self.flip
 
 
-def full_boxes(count: int, height: int, width: int) -> np.ndarray:
-    """The boxes (count, 4) that keep the whole image."""
-    return np.tile(np.array([0, 0, height, width], np.int64), (count, 1))
-
-
-def resize_crops(images, boxes: np.ndarray, size: int, flips: np.ndarray | None = None, scale: str = "-1..1"):
-    """Cut `boxes` out of `images`, resize each to (size, size) bilinearly, and scale the pixels.
+def resize_crops(images, size: int, boxes: np.ndarray | None = None, flips=None, scale: str = "-1..1"):
+    """Cut `boxes` out of `images`, resize each bilinearly, and scale the pixels: float32 (n, 3, size, size).
 
     Args:
         images: uint8 tensor (n, 3, H, W).
-        boxes: (n, 4) of (top, left, height, width) in pixels.
-        flips: bool (n,), mirrors left-right.
+        boxes: (n, 4) of (top, left, height, width) in pixels; None keeps whole images.
+        flips: bool (n,), mirrors left-right; None mirrors none.
         scale: a name of SCALES, the default of which means (pixel / 255 - 0.5) / 0.5.
-
-    Returns float32 (n, 3, size, size).
     """
-    _, _, height, width = images.shape
+    n, _, height, width = images.shape
+    if boxes is None:
+        boxes = np.tile([0, 0, height, width], (n, 1))
     rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size)  # (n, size, H)
     columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size)  # (n, size, W)
     if flips is not None and flips.any():

@@ -5,8 +5,8 @@ import io
 import os
 import shutil
 import tarfile
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -14,48 +14,35 @@ from common.errors import UserError
 from common.safe_pickle import load_pickle
 from common.system import locked, require_file
 from data.download import fetch
-from data.in_memory import InMemory
+from data.splits import InMemory
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a data set comes from and how to know it. SHA-1 sums are of the `-binary` layout of each split."""
-
-    archive: str
-    md5: str
-    folder: str  # that the archive holds
-    splits: dict[str, tuple[str, ...]]  # the pickles of each, in order
-    meta: str
-    label_keys: tuple[bytes, ...]  # in the order of the binary layout; the last one is what is predicted
-    names_key: bytes
-    sha1: dict[str, str]  # of each split, where one was published
-
-
 _SOURCES = {
-    "cifar100": _Source(
+    "cifar100": SimpleNamespace(
         archive="cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
-        folder="cifar-100-python",
-        splits={"train": ("train",), "test": ("test",)},
+        folder="cifar-100-python",  # that the archive holds
+        splits={"train": ["train"], "test": ["test"]},  # the pickles of each, in order
         meta="meta",
-        label_keys=(b"coarse_labels", b"fine_labels"),
+        label_keys=[
+            b"coarse_labels",
+            b"fine_labels",
+        ],  # as in the binary layout; the last one is what is predicted
         names_key=b"fine_label_names",
-        sha1={
-            "train": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e",
-            "test": "8fb6623e830365ff53cf14adec797474f5478006",
-        },
+        # of each split in the layout of cifar-100-binary: label bytes, then the pixels, image after image
+        sha1={"train": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e", "test": "8fb6623e830365ff53cf14adec797474f5478006"},
     ),
-    "cifar10": _Source(
+    "cifar10": SimpleNamespace(
         archive="cifar-10-python.tar.gz",
         md5="c58f30108f718f92721af3b95e74349a",
         folder="cifar-10-batches-py",
-        splits={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        splits={"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
         meta="batches.meta",
-        label_keys=(b"labels",),
+        label_keys=[b"labels"],
         names_key=b"label_names",
-        sha1={},
+        sha1={},  # none was published
     ),
 }
 
@@ -67,15 +54,13 @@ def folder(name: str, data_dir: Path) -> Path:
 
 
 def url(name: str) -> str:
-    """The official address of the archive."""
     return _HOST + _SOURCES[name].archive
 
 
 def load(name: str, data_dir: Path, download: bool):
-    """Return (train, test, class_names); images uint8 (N, 3, 32, 32).
+    """Return (train, test, class_names); images uint8 (N, 3, 32, 32). UserError unless they are the official ones.
 
     With `download` the official archive is fetched to `data_dir` and unpacked there where its folder is missing.
-    Raises UserError when the folder is missing or its content is not the official one.
     """
     source, place = _SOURCES[name], folder(name, data_dir)
     if not place.is_dir():
@@ -112,7 +97,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise UserError(f"{archive}: cannot be unpacked ({problem}); correct that and run the same command") from None
 
 
-def _read_split(folder: Path, split: str, source: _Source) -> InMemory:
+def _read_split(folder: Path, split: str, source: SimpleNamespace) -> InMemory:
     pixels, labels = [], []
     for part in source.splits[split]:
         path = folder / part
@@ -127,10 +112,9 @@ def _read_split(folder: Path, split: str, source: _Source) -> InMemory:
         pixels.append(rows)
         labels.append(numbers)
     pixels, labels = np.concatenate(pixels), np.concatenate(labels)
-    expected = source.sha1.get(split)
-    # the layout of cifar-100-binary: label bytes, then the pixels, image after image
     found = hashlib.sha1(np.concatenate([labels.astype(np.uint8), pixels], axis=1)).hexdigest()
-    if expected not in (None, found):
+    expected = source.sha1.get(split, found)
+    if found != expected:
         text = f"{folder}: the {split} images or labels are not the official ones (SHA-1 of the binary layout {found}"
         raise UserError(f"{text}, expected {expected}); delete the folder and extract the official archive again")
     return InMemory(pixels.reshape(-1, 3, 32, 32), labels[:, -1].astype(np.int64))
@@ -149,8 +133,6 @@ def _class_names(path: Path, key: bytes) -> list[str]:
 
 def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
-    if not path.exists():
-        raise UserError(f"{path}: missing; delete its folder and extract the official archive again")
     require_file(path)
     content = load_pickle(io.BytesIO(path.read_bytes()), str(path), encoding="bytes")
     for key in keys:

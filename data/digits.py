@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.in_memory import InMemory
+from data.splits import InMemory
 
 _TEST_PER_CLASS = 50  # 500 test images; the source has a training set too, this file does not
 

@@ -24,11 +24,10 @@ _LOST = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 
 def fetch(url, path, *, md5: str = "") -> Path:
-    """Have the file behind `url` at `path`: download it, or use the one that is there.
+    """Have the file behind `url` at `path`: download it, or use the one that is there. Returns `path`.
 
-    A file at `path` is used if its MD5 is right (hex; "" = not checked). Otherwise it is left alone and an error says
-    so. A download that was stopped is continued; lost connections and 5xx answers are tried again.
-    Returns `path`; raises UserError.
+    A file at `path` is used if its MD5 is right (hex; "" = not checked). Otherwise it is left alone and a UserError
+    says so. A download that was stopped is continued; lost connections and 5xx answers are tried again.
     """
     path = Path(path)
     try:
@@ -62,7 +61,6 @@ def _check(path: Path, md5: str, advice: str) -> None:
 
 
 def _download(url: str, path: Path, md5: str) -> None:
-    """Download, verify, rename. The caller holds the lock."""
     part = path.with_name(f"{path.name}.part")
     _receive_all(url, part)
     part.with_suffix(".version").unlink()  # so the next try starts from the beginning if this file is wrong
@@ -95,10 +93,7 @@ def _receive_all(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """One request for what `part` lacks, appended to it.
-
-    What is there is continued only where the server calls the file's version by the same name as then.
-    """
+    """One request for what `part` lacks, unless the server calls the file's version by another name than then."""
     note = part.with_suffix(".version")
     version = note.read_text() if note.exists() else ""
     have = _size(part) if version else 0

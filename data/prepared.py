@@ -8,8 +8,7 @@ from PIL import Image
 from common.errors import UserError
 from common.pixels import Resize
 from data import FROM_FILES
-from data.folders import ImageFiles, read_image
-from data.in_memory import InMemory
+from data.splits import ImageFiles, InMemory, read_image
 
 _WHOLE = Resize()
 _LARGEST = 4  # times the network's image size that a picture is resized to before the crop
@@ -65,9 +64,9 @@ def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def preparation(pictures: dict, dataset: str, image_size: int) -> Preparation:
-    """How pictures are prepared for a network that was trained on `dataset`.
+    """How pictures are prepared for a network trained on `dataset`, by its `Weights.pictures`.
 
-    `pictures` is `Weights.pictures` of `models.weights.model_from_file`. Raises UserError: a size that leaves no crop.
+    Raises UserError for a resize that leaves no crop.
     """
     resize = pictures.get("resize", _WHOLE)
     if not image_size <= resize.side(image_size) <= _LARGEST * image_size:

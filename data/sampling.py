@@ -35,8 +35,7 @@ def split_indices(
     Args:
         labels: int64 (N,).
         train_per_class: keep that many of each class; 0 keeps all.
-        validation_per_class: hold that many of each class out.
-        validation_share: hold that share of each class out instead (0.1 = 90/10), see `held_out_of`; 0 = off.
+        validation_share: hold that share of each class out instead of a number (0.1 = 90/10); 0 = off.
         split_seed: which those are; not the run's seed, so that runs of several seeds can be compared.
         name, class_names: what an error calls the data and the classes (default: their labels).
         keys: a name for each image. The order within a class is then that of a hash of seed and name, so that one
@@ -47,11 +46,15 @@ def split_indices(
         raise UserError(f"{text} both say how many images are held out; set one of them to 0")
     if not 0 <= validation_share < 1:
         raise UserError(f"--validation_share {validation_share}: must be at least 0 and below 1")
+
+    def hashed(index):
+        return hashlib.sha256(f"{split_seed}/{keys[index]}".encode(errors="surrogateescape")).digest()
+
     rng = np.random.default_rng(split_seed)
     train, validation = [], []
     for label in np.unique(labels):
         own = np.flatnonzero(labels == label)
-        order = rng.permutation(own) if keys is None else _order_of_hashes(own, keys, split_seed)
+        order = rng.permutation(own) if keys is None else np.array(sorted(own, key=hashed), np.int64)
         held_out = held_out_of(len(own), validation_share) if validation_share else validation_per_class
         end = held_out + train_per_class if train_per_class else len(order)
         if end > len(order) or held_out >= len(order):
@@ -65,18 +68,8 @@ def split_indices(
 
 
 def held_out_of(count: int, share: float) -> int:
-    """Images that are held out of the `count` of one class: the share, rounded half up, but at least one.
-
-    Each class is rounded by itself, so that a change in one class leaves the others alone.
-    """
+    """The share of the `count` images of one class, rounded half up, but at least one."""
     return max(1, int(count * share + 0.5))
-
-
-def _order_of_hashes(indices: np.ndarray, keys: list[str], seed: int) -> np.ndarray:
-    def hashed(i):
-        return hashlib.sha256(f"{seed}/{keys[i]}".encode(errors="surrogateescape")).digest()
-
-    return np.array(sorted(indices, key=hashed), np.int64)
 
 
 @functools.lru_cache(maxsize=2)  # a batch touches at most two epochs unless it is larger than the data set
@@ -86,13 +79,9 @@ def _epoch(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 def step_samples(seed: int, step: int, batch_size: int, num_samples: int) -> np.ndarray:
     """Indices (batch_size,) int64 of the samples of update `step`, which counts from 1."""
-    position = np.arange((step - 1) * batch_size, step * batch_size)
-    epochs, offsets = np.divmod(position, num_samples)
-    samples = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        samples[here] = _epoch(seed, int(epoch), num_samples)[offsets[here]]
-    return samples
+    epochs, offsets = np.divmod(np.arange((step - 1) * batch_size, step * batch_size), num_samples)
+    parts = [_epoch(seed, int(epoch), num_samples)[offsets[epochs == epoch]] for epoch in np.unique(epochs)]
+    return np.concatenate(parts)
 
 
 def augmentation_rng(seed: int, step: int) -> np.random.Generator:

@@ -12,14 +12,13 @@ import os
 import posixpath
 import re
 import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
 from common.system import require_file
-from data.folders import SUFFIXES, unreadable
+from data.splits import SUFFIXES, unreadable
 
 EXPECTED = (
     "a CSV (columns image,label), a folder with one and its pictures, a folder with one folder a class, or a folder "
@@ -29,7 +28,7 @@ _SHOWN = 10  # broken pictures or columns that are named, the others counted
 _WHOLE = re.compile("[+-]?[0-9]{1,18}")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Table:
     """N pictures, sorted by name, so that the order of a CSV's rows has no influence."""
 
@@ -42,22 +41,28 @@ class Table:
 
 
 def read_tables(data_dir) -> dict[str, Table]:
-    """Find and read the pictures at `data_dir` (see EXPECTED).
+    """Find and read the pictures at `data_dir` (see EXPECTED); UserError where they cannot be used as they are.
 
     Returns one table, called "train", or those of train/, val/ and test/, called "train", "validation" and "test".
     Where only one of the last two is there it is the test set.
-    Raises UserError: none found, rows without a label, a picture with two, missing files, fewer than two classes.
     """
     place = Path(data_dir)
     if place.suffix.lower() == ".csv" and not place.is_dir():
         return {"train": _read_csv(place)}
     if not place.is_dir():
         raise UserError(f"{place}: no folder and no .csv file (unpack an archive first); --data_dir takes {EXPECTED}")
-    if table := _csv_in(place):
-        return {"train": _read_csv(table)}
-    folders = _split_folders(place)
-    if not folders:
+    csvs = [path for path in visible(place) if path.suffix.lower() == ".csv" and path.is_file()]
+    if len(csvs) > 1:
+        names = ", ".join(path.name for path in csvs[:_SHOWN])
+        raise UserError(f"{place}: holds {len(csvs)} CSV files ({names}); give the path of one as --data_dir")
+    if csvs:
+        return {"train": _read_csv(csvs[0])}
+    split_names = {"train": "train", "validation": "val", "test": "test"}
+    folders = {split: place / name for split, name in split_names.items() if (place / name).is_dir()}
+    if "train" not in folders or len(folders) == 1:
         return {"train": _read_class_folders(place)}
+    if "test" not in folders:
+        folders["test"] = folders.pop("validation")
     tables = {split: _read_class_folders(folder) for split, folder in folders.items()}
     train = tables["train"]
     for split, folder in folders.items():
@@ -135,24 +140,9 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in visible(folder) if path.is_dir()]
-
-
-def _split_folders(data_dir: Path) -> dict[str, Path]:
-    """The folders of "train", "validation" and "test"; {} unless train/ and one other are there."""
-    names = {"train": "train", "validation": "val", "test": "test"}
-    found = {split: data_dir / name for split, name in names.items() if (data_dir / name).is_dir()}
-    if "train" not in found or len(found) == 1:
-        return {}
-    if "test" not in found:
-        found["test"] = found.pop("validation")
-    return found
-
-
 def _read_class_folders(folder: Path) -> Table:
     """The table of FOLDER/CLASS/PICTURE."""
-    classes = _folders(folder)
+    classes = [path for path in visible(folder) if path.is_dir()]
     if len(classes) < 2:
         text = f"{folder}: holds neither a CSV nor folders of at least two classes"
         raise UserError(f"{text}; --data_dir takes {EXPECTED}")
@@ -178,20 +168,8 @@ def _read_class_folders(folder: Path) -> Table:
 # ---- a CSV
 
 
-def _csv_in(folder: Path) -> Path | None:
-    """The CSV of `folder`, if it has one."""
-    found = [path for path in visible(folder) if path.suffix.lower() == ".csv" and path.is_file()]
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:_SHOWN])
-        raise UserError(f"{folder}: holds {len(found)} CSV files ({names}); give the path of one as --data_dir")
-    return found[0] if found else None
-
-
 def _read_csv(path: Path) -> Table:
-    """The table of a CSV.
-
-    Labels that are all whole numbers are taken as numbers: 1, 01 and 1.0 (which pandas writes) are one class.
-    """
+    """The table of a CSV. Labels that are all whole numbers count as such: 1, 01 and pandas' 1.0 are one class."""
     text, notes = _read_text(path)
     rows = list(_rows(text, path))
     numbers = all(_WHOLE.fullmatch(label.removesuffix(".0")) for _, label, _ in rows)
@@ -257,7 +235,8 @@ def _rows(text: str, path: Path):
 def _picture_folder(table: Path, names: list[str]) -> Path:
     """The folder that `names` are relative to: the CSV's own, or the one subfolder that holds some of the first."""
     base = table.parent
-    holding = [folder for folder in (base, *_folders(base)) if any(_place(folder, name) for name in names[:_SHOWN])]
+    folders = [base, *(path for path in visible(base) if path.is_dir())]
+    holding = [folder for folder in folders if any(_place(folder, name) for name in names[:_SHOWN])]
     if base in holding or not holding:
         return base
     if len(holding) > 1:

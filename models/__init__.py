@@ -6,7 +6,6 @@ Every network has its `config`, `model(images) -> logits`, `model.views(images) 
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 
 import paddle
 from paddle import nn
@@ -30,7 +29,7 @@ MODELS = {
 NAMES = (*MODELS, *resnet.NETWORKS)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class TwoNetworksConfig:
     """The configurations of two networks that are trained side by side; classes and image size are the same."""
 
@@ -112,21 +111,17 @@ def build(config: Config) -> ViT | ResNet | TwoNetworks:
     return ResNet(config) if isinstance(config, CNNConfig) else ViT(config)
 
 
-def skeleton(config: Config) -> ViT | ResNet | TwoNetworks:
-    """The network with the names and shapes of its arrays, but without memory for them: it computes nothing."""
-    with paddle.LazyGuard():
-        return build(config)
-
-
 def state_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every array in the state of the network, without memory for them."""
-    return {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
+    """Name and shape of every array in the state of the network."""
+    with paddle.LazyGuard():  # without memory for them
+        return {name: tuple(value.shape) for name, value in build(config).state_dict().items()}
 
 
 @functools.cache
 def count_parameters(config: Config) -> int:
     """Numbers that are trained, so without the running statistics of batch norm."""
-    return sum(p.size for p in skeleton(config).parameters() if not p.stop_gradient)
+    with paddle.LazyGuard():
+        return sum(p.size for p in build(config).parameters() if not p.stop_gradient)
 
 
 def has_batch_norm(config: Config) -> bool:

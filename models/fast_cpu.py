@@ -4,8 +4,7 @@ The results are those of Paddle's own layers up to rounding, but for dropout's r
 generator of the same distribution. In evaluation they are the same to the bit.
 
 What is slow in Paddle 3.3 on a CPU: biases, sums over rows (gradients of biases and of LayerNorm), dropout's random
-numbers, the gradient of GELU, each several times slower than NumPy on one core. `python -m reproduce.bench` measures
-whole steps and evaluations.
+numbers, the gradient of GELU, each several times slower than NumPy on one core. See `python -m reproduce.bench`.
 """
 
 import numpy as np
@@ -80,21 +79,6 @@ class FastMlp(Mlp):
 _FAST = {nn.Linear: FastLinear, nn.LayerNorm: FastLayerNorm, nn.Dropout: FastDropout, Mlp: FastMlp}
 
 
-class _Linear(PyLayer):
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        _remember(ctx, x, weight, bias)
-        y = paddle.matmul(x, weight)
-        row = _array(bias)
-        for (piece,) in _pieces(y):
-            piece += row
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        return _linear_gradients(ctx, dy)
-
-
 def _remember(ctx, x, weight, bias) -> None:
     """Keep what `_linear_gradients` needs. Of a LayerNorm's output that is how to compute it again, which costs less
     than its memory, unless a hook for instance has changed it in place since.
@@ -115,6 +99,19 @@ def _linear_gradients(ctx, dy):
         lambda: paddle.matmul(paddle.ones([1, len(rows)], dy.dtype), dy_rows).flatten(),
     )
     return tuple(gradient() if wanted else None for gradient, wanted in zip(compute, ctx.needed, strict=True))
+
+
+class _Linear(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        _remember(ctx, x, weight, bias)
+        y = paddle.matmul(x, weight)
+        row = _array(bias)
+        for (piece,) in _pieces(y):
+            piece += row
+        return y
+
+    backward = staticmethod(_linear_gradients)
 
 
 class _LayerNorm(PyLayer):

@@ -6,8 +6,6 @@ two, and timm's config.json.
 """
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,16 +60,10 @@ _NAMES = {  # layers outside and inside the blocks -> ours
     "classifier": "head",
     "layernorm_before": "norm1",
     "layernorm_after": "norm2",
-    "attention.attention.query": "attn.query",
-    "attention.attention.key": "attn.key",
-    "attention.attention.value": "attn.value",
     "attention.output.dense": "attn.proj",
+    "attention.o_proj": "attn.proj",
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
-    "attention.q_proj": "attn.query",  # from here on transformers 5
-    "attention.k_proj": "attn.key",
-    "attention.v_proj": "attn.value",
-    "attention.o_proj": "attn.proj",
     # Google
     "cls": "cls_token",
     "Transformer.posembed_input.pos_embedding": "pos_embed",
@@ -79,13 +71,14 @@ _NAMES = {  # layers outside and inside the blocks -> ours
     "Transformer.encoder_norm": "norm",
     "LayerNorm_0": "norm1",
     "LayerNorm_2": "norm2",
-    "MultiHeadDotProductAttention_1.query": "attn.query",
-    "MultiHeadDotProductAttention_1.key": "attn.key",
-    "MultiHeadDotProductAttention_1.value": "attn.value",
     "MultiHeadDotProductAttention_1.out": "attn.proj",
     "MlpBlock_3.Dense_0": "mlp.fc1",
     "MlpBlock_3.Dense_1": "mlp.fc2",
 }
+_QKV = ("query", "key", "value")
+_NAMES |= {f"attention.attention.{part}": f"attn.{part}" for part in _QKV}
+_NAMES |= {f"attention.{part[0]}_proj": f"attn.{part}" for part in _QKV}  # transformers 5
+_NAMES |= {f"MultiHeadDotProductAttention_1.{part}": f"attn.{part}" for part in _QKV}
 
 
 def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], dict]:
@@ -109,7 +102,7 @@ def converted(container: str, arrays: Arrays) -> tuple[str, Arrays, list[str], d
     if layout.mark != _JOINT_QKV:
         return label, arrays, left_out, told
     for name in [name for name in arrays if ".attn.qkv." in name]:
-        pieces = zip(("query", "key", "value"), np.split(arrays.pop(name), 3, axis=-1), strict=True)
+        pieces = zip(_QKV, np.split(arrays.pop(name), 3, axis=-1), strict=True)
         arrays |= {name.replace("qkv", part): piece for part, piece in pieces}
     if container == "pdparams":
         label, told = label.replace("timm", "PaddleClas"), dict(_CODE)
@@ -167,16 +160,13 @@ def _as_in_out(container: str, arrays: Arrays) -> Arrays:
 
 
 def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
-    """The arrays, and how many heads they have.
-
-    Flax has kernels (in, heads, head_dim) and (heads, head_dim, out) in attention, and HWIO for the patches.
-    """
+    """The arrays, and how many heads they have."""
     heads, features = arrays["blocks.0.attn.query.bias"].shape
     width = heads * features
     found = dict(arrays)
     for name, value in arrays.items():
         if name == "patch_embed.proj.weight":
-            found[name] = value.transpose(3, 2, 0, 1)
+            found[name] = value.transpose(3, 2, 0, 1)  # Flax has HWIO
         elif ".attn." in name and name.endswith(".bias"):
             found[name] = value.reshape(width)
         elif ".attn." in name:
@@ -188,8 +178,6 @@ def _without_flax_shapes(arrays: Arrays) -> tuple[Arrays, int]:
 
 
 # ---- config files beside the weights
-
-Facts = dict[str, Callable]  # name -> gives the value, or raises UserError where it cannot be computed here
 
 _FIELDS = {  # what says it in config.json or in timm's model_args -> ViTConfig's field, the values that it may have
     "num_attention_heads": ("heads", None),
@@ -212,13 +200,14 @@ def read_configs(folder: Path, width: int, said: dict) -> dict:
     Raises UserError for files that are damaged or of another network, and for what cannot be computed here, by name.
     """
     found = {}
-    for name, read in (("config.json", _config), ("preprocessor_config.json", _preprocessor_config)):
+    for name, facts_in in (("config.json", _config), ("preprocessor_config.json", _preprocessor_config)):
         path = folder / name
         if not path.is_file():
             continue
         try:
-            facts = read(json.loads(path.read_text("utf-8")), width, str(path))
-            found |= {fact: value() for fact, value in facts.items() if fact not in said}
+            for fact, value_of, *arguments in facts_in(json.loads(path.read_text("utf-8")), width, str(path)):
+                if fact not in said:
+                    found[fact] = value_of(*arguments)
             check_types(ViTConfig, {k: v for k, v in found.items() if k in ViTConfig.__dataclass_fields__})
         except UserError as reason:
             raise UserError(f"{path}: {reason}; say it by an option (--help), or move that file away") from None
@@ -227,26 +216,26 @@ def read_configs(folder: Path, width: int, said: dict) -> dict:
     return found
 
 
-def _config(config: dict, width: int, path: str) -> Facts:
+def _config(config: dict, width: int, path: str):
+    """Yield the name of each fact, the function that gives its value or raises UserError, and its arguments."""
     own_width = config.get("hidden_size", config.get("num_features", width))
     if own_width != width:
         raise UserError(f"is of a network of width {own_width!r:.40}, and the weights are {width} wide")
-    arguments, labels, facts = config.get("model_args", {}), config.get("label_names"), {}
+    arguments, labels = config.get("model_args", {}), config.get("label_names")
     if config.get("pretrained_cfg") is not None:  # of timm
-        facts["pooling"] = partial(str, "token")
-        facts["scale"] = partial(_scale, config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"])
-        facts["resize"] = partial(_timm_resize, config["pretrained_cfg"], path)
+        yield "pooling", str, "token"
+        yield "scale", _scale, config["pretrained_cfg"]["mean"], config["pretrained_cfg"]["std"]
+        yield "resize", _timm_resize, config["pretrained_cfg"], path
     for name, value in {**config, **arguments}.items():
         if name in arguments and name not in _MODEL_ARGS:
             raise UserError(f"{name!r:.40} in model_args cannot be computed here")
         if name in _FIELDS:
             ours, known = _FIELDS[name]
-            facts[ours] = partial(_known, name, value, known)
+            yield ours, _known, name, value, known
     if isinstance(config.get("id2label"), dict):
         labels = [config["id2label"][str(number)] for number in range(len(config["id2label"]))]
     if isinstance(labels, list) and all(isinstance(name, str) for name in labels) and "LABEL_0" not in labels:
-        facts["class_names"] = partial(list, labels)  # in the order of the logits; LABEL_0 and so on say nothing
-    return facts
+        yield "class_names", list, labels  # in the order of the logits; LABEL_0 and so on say nothing
 
 
 def _timm_resize(config: dict, path: str) -> Resize:
@@ -258,11 +247,12 @@ def _timm_resize(config: dict, path: str) -> Resize:
     return Resize(0, share, mode == "center", resample, path)
 
 
-def _preprocessor_config(config: dict, width: int, path: str) -> Facts:
-    scale = partial(str, "0..1")
+def _preprocessor_config(config: dict, _width: int, path: str):
     if config.get("do_normalize", True):
-        scale = partial(_scale, config["image_mean"], config["image_std"])
-    return {"scale": scale, "resize": partial(_hugging_face_resize, config, path)}
+        yield "scale", _scale, config["image_mean"], config["image_std"]
+    else:
+        yield "scale", str, "0..1"
+    yield "resize", _hugging_face_resize, config, path
 
 
 def _hugging_face_resize(config: dict, path: str) -> Resize:
@@ -274,7 +264,7 @@ def _hugging_face_resize(config: dict, path: str) -> Resize:
     if shorter and not crop:
         raise UserError("a picture resized without a crop is not square, which cannot be computed here")
     if isinstance(size, dict):
-        size = size["shortest_edge"] if shorter else size["height"]
+        size = size["shortest_edge" if shorter else "height"]
     # without a crop both sides at once: whatever image size was chosen
     return Resize(int(size) if crop else 0, 1.0, shorter, _RESAMPLING[range(6)[config["resample"]]], path)
 

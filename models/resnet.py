@@ -35,9 +35,7 @@ class ConvBN(nn.Layer):
 
     def __init__(self, in_channels: int, channels: int, kernel: int, stride=1, groups=1, relu=True):
         super().__init__()
-        self._conv = nn.Conv2D(
-            in_channels, channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias_attr=False
-        )
+        self._conv = nn.Conv2D(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias_attr=False)
         # Paddle's momentum is the share of the old value that stays. On a CPU its running variance takes up the
         # biased variance of the batch, where PyTorch's takes up the unbiased one.
         self._batch_norm = nn.BatchNorm2D(channels, momentum=0.9, epsilon=1e-5)
@@ -179,7 +177,6 @@ class ResNet(nn.Layer):
         return logits_a, logits_b
 
     def parts(self) -> dict[str, nn.Layer]:
-        """What is evaluated, by name: this network."""
         return {"": self}
 
 

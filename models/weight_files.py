@@ -36,10 +36,8 @@ _TORCH_KINDS |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "|i1", "By
 def read_arrays(path, entry: str = "") -> tuple[str, dict[str, np.ndarray], dict[str, str], str]:
     """(container, arrays, texts, entry) of a weight file; `entry` chooses one of several networks in it.
 
-    The container is npz, torch, pdparams or safetensors. Floating-point numbers come as float32. The entry is the
-    table in the file that holds the arrays, "" when the file is that table.
-
-    Raises UserError for a file that is missing, damaged, of another kind, or holds values that are not finite.
+    Floating-point numbers come as float32. The entry is the table in the file that holds the arrays, "" when the file
+    is that table. Raises UserError for a file that is damaged, of another kind, or holds values that are not finite.
     """
     path = Path(path)
     require_file(path)
@@ -107,12 +105,16 @@ def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]
 # ---- containers
 
 
-def _read_container(path) -> tuple:
-    """(name of the container, what it holds)"""
+def _read_container(path) -> tuple[str, object]:
     with open(path, "rb") as file:
         start = file.read(len(_OLD_TORCH))
     if start.startswith(b"PK\x03\x04"):
-        return _read_archive(path)
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, path)
+            names = dict.fromkeys(archive.namelist())  # one that is listed again would be unpacked again
+            if any(name.split("/")[-1] == "data.pkl" for name in names):
+                return "torch", _read_torch(path, archive)
+            return "npz", {name.removesuffix(".npy"): _read_npy(_read_member(archive, name)) for name in names}
     if start == _OLD_TORCH:
         text = "written by PyTorch before 1.6, which is not read here"
         raise UserError(f"{path}: {text}; save it anew with a newer PyTorch, or take the .safetensors")
@@ -124,39 +126,20 @@ def _read_container(path) -> tuple:
     raise UserError(f"{path}: no weight file that is known here (.npz, .pdparams, .safetensors, PyTorch's .bin)")
 
 
-def _read_archive(path) -> tuple[str, dict]:
-    """A zip archive: NumPy's .npz, or a file of PyTorch."""
-    with zipfile.ZipFile(path) as archive:
-        check_members(archive, path, _MOST_GROWTH)
-        names = dict.fromkeys(archive.namelist())  # one that is listed again would be unpacked again
-        if any(name.split("/")[-1] == "data.pkl" for name in names):
-            return "torch", _read_torch(path, archive)
-        return "npz", {name.removesuffix(".npy"): _read_npy(read_member(archive, name)) for name in names}
-
-
-def check_members(archive: zipfile.ZipFile, name, most_growth: int) -> None:
-    """Refuse a zip that costs much more than it weighs, before a member is read.
-
-    `read_member` unpacks no more bytes than an entry says, so the entries can be relied on.
-
-    Args:
-        name: what an error calls the archive.
-        most_growth: times its own bytes that all members together may have, from SMALL on.
-
-    Raises UserError: it grows more than that, or a member is encrypted or compressed by another method than Deflate.
-    """
+def check_members(archive: zipfile.ZipFile, path) -> None:
+    """Refuse a zip that costs much more than it weighs, by what its entries say: `_read_member` unpacks no more."""
     for member in archive.infolist():
         if member.flag_bits & 1 or member.compress_type not in _METHODS:
-            text = f"{name}: member {member.filename[:80]!r} is encrypted or compressed by another method than Deflate"
+            text = f"{path}: member {member.filename[:80]!r} is encrypted or compressed by another method than Deflate"
             raise UserError(f"{text}; pack it anew")
     packed = archive.fp.seek(0, os.SEEK_END)
     unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > max(SMALL, most_growth * packed):
-        text = f"{name}: {packed:,} bytes that become {unpacked:,}, more than {most_growth} times as many"
+    if unpacked > max(SMALL, _MOST_GROWTH * packed):
+        text = f"{path}: {packed:,} bytes that become {unpacked:,}, more than {_MOST_GROWTH} times as many"
         raise UserError(f"{text}; it was not read, get the file again")
 
 
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """`archive.read`, which would unpack up to 2 GB before it cuts them to what the entry says."""
     with archive.open(name) as file:
         return file.read(archive.getinfo(name).file_size)
@@ -205,14 +188,14 @@ def _numbers(data, kind: str) -> np.ndarray:
 
 def _read_torch(path, archive: zipfile.ZipFile):
     (root,) = (n.removesuffix("data.pkl") for n in archive.namelist() if n.split("/")[-1] == "data.pkl")
-    if f"{root}byteorder" in archive.namelist() and read_member(archive, f"{root}byteorder") != b"little":
+    if f"{root}byteorder" in archive.namelist() and _read_member(archive, f"{root}byteorder") != b"little":
         raise ValueError("written on a big-endian machine")
 
     kinds = {}
 
     @functools.cache
     def numbers(key: str) -> np.ndarray:
-        return _numbers(read_member(archive, f"{root}data/{key}"), kinds[key])
+        return _numbers(_read_member(archive, f"{root}data/{key}"), kinds[key])
 
     def storage(entry) -> np.ndarray:
         word, kind, key, _device, count = entry
@@ -225,7 +208,7 @@ def _read_torch(path, archive: zipfile.ZipFile):
             raise ValueError(f"storage {key} has {len(found):,} numbers instead of {count:,}")
         return found
 
-    content = io.BytesIO(read_member(archive, f"{root}data.pkl"))
+    content = io.BytesIO(_read_member(archive, f"{root}data.pkl"))
     return load_pickle(content, str(path), allowed=_TORCH_NAMES, persistent_load=storage)
 
 

@@ -61,10 +61,7 @@ def save_weights(path, model, metadata: dict) -> None:
 
 
 def read_weights(path, entry: str = "") -> Weights:
-    """Read a weight file of any known layout; `entry` chooses one of several networks in it.
-
-    Raises UserError, naming the file and the reason.
-    """
+    """Read a weight file of any known layout, or raise UserError; `entry` chooses one of several networks in it."""
     container, arrays, texts, entry = read_arrays(path, entry)
     metadata = _metadata(path, texts)
     network = metadata.get("network", {})
@@ -102,12 +99,8 @@ def _metadata(path, texts: dict[str, str]) -> dict:
 def model_from_file(path, entry: str = "", **said) -> tuple:
     """(network, Weights, what was done) of what a weight file holds, ready for evaluation.
 
-    Args:
-        entry: which of several networks in the file.
-        said: what the user says: fields of ViTConfig (`heads`, `layer_norm_epsilon`, `pooling`, `activation`,
-            `image_size`, ...), `scale` (a name of SCALES) and `resize` (a Resize). It goes before the file's own
-            metadata, that before config files beside it. What nobody says is in `Weights.assumed`.
-
+    `said` is what the user says: fields of ViTConfig, `scale` (a name of SCALES) and `resize` (a Resize). It goes
+    before the file's own metadata, that before config files beside it. What nobody says is in `Weights.assumed`.
     Raises UserError for a file that cannot be read or used; shapes are compared before a network is made.
     """
     weights = read_weights(path, entry)
@@ -225,10 +218,7 @@ def _copy(arrays: Arrays, model) -> None:
 
 
 def load_pretrained(model, *files) -> list[str]:
-    """Load a file into each network of `model`, "" for random weights; returns what was done, a line for each network.
-
-    Heads are replaced as in `load_weights`. Raises UserError as that and `read_weights` do.
-    """
+    """Load a file into each network of `model` ("" = random weights), its head as `fit` says; a line of each."""
     networks = [model.first, model.second] if isinstance(model.config, TwoNetworksConfig) else [model]
     lines = []
     for network, file in zip(networks, files, strict=False):
@@ -244,10 +234,7 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
 
     A position embedding of another grid is resized. When `replace_head`, as for training, a head that is missing, of
     another class count, or made for a layer before it that our network has not, is left to the fresh network;
-    otherwise that is an error.
-
-    Raises:
-        UserError: names missing or unexpected, or shapes that differ, listed.
+    otherwise that is an error. Raises UserError, which lists names missing or unexpected and shapes that differ.
     """
     expected, arrays, resized, replaced = state_shapes(config), dict(weights.arrays), [], []
     head = list(resnet.HEAD) if isinstance(config, CNNConfig) else ["head.weight", "head.bias"]
@@ -284,8 +271,7 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     """(1, 1 + g*g, D) -> (1, tokens, D): the class token as it is, the grid linearly, end points aligned.
 
-    Equal to the `scipy.ndimage.zoom(order=1)` of the official code (vit_src/models/modeling.py). Raises ValueError
-    for a grid that is no square.
+    Equal to `scipy.ndimage.zoom(order=1)` in the official code (vit_src/models/modeling.py). ValueError: no square.
     """
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     grid = embedding[0, 1:].reshape(old, old, embedding.shape[2])

@@ -31,7 +31,7 @@ import paddle
 
 from common.errors import UserError
 from common.system import atomic_write
-from data.in_memory import InMemory
+from data.splits import InMemory
 from models import MODELS, build
 from reproduce import PROCESSOR_SETTINGS, ROOT, train
 from reproduce.cli import Parser, choose_device, parse, run_command, say

@@ -22,7 +22,7 @@ import paddle
 
 from common.errors import UserError, printable
 from common.system import atomic_write
-from data.in_memory import InMemory
+from data.splits import InMemory
 from models import build
 from models.weights import read_weights
 from reproduce import ROOT, plan, train

@@ -19,8 +19,8 @@ import paddle
 from paddle.nn import functional as F
 
 from common.errors import UserError, printable
-from data.folders import SUFFIXES
 from data.prepared import preparation
+from data.splits import SUFFIXES
 from data.tables import is_picture, visible
 from models.fast_cpu import speed_up
 from models.weights import Weights, assumptions, model_from_file

@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 import data
 from common.errors import UserError
 from common.safe_pickle import load_pickle
-from data.folders import read_image
+from data.splits import read_image
 from models.weights import read_weights
 
 SEED = 17

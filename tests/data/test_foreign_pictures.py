@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from common.errors import UserError
-from data import dataset_sizes, folders, load_dataset, tables
-from data.folders import read_image
+from data import dataset_sizes, load_dataset, tables
+from data.splits import read_image
 
 RED, BLUE = (250, 0, 0), (0, 0, 250)
 
@@ -52,7 +52,7 @@ def test_no_picture_starts_a_program(tmp_path, monkeypatch, start, name):
 
 
 def test_every_opening_of_a_picture_names_its_formats():
-    root = folders.Path(folders.__file__).parents[1]
+    root = tables.Path(tables.__file__).parents[1]
     opened = [
         line
         for part in ("data", "models", "reproduce", "common")

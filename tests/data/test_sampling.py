@@ -10,6 +10,8 @@ def test_each_epoch_holds_every_sample_once_also_across_steps():
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)  # shuffled anew each time
+    larger = np.concatenate([step_samples(1, step, 28, 10) for step in range(1, 6)])
+    np.testing.assert_array_equal(larger, stream)  # one stream for every batch size
 
 
 def test_a_step_depends_on_seed_and_step_alone():

@@ -3,7 +3,7 @@ import paddle
 import pytest
 
 from common.errors import UserError
-from data.in_memory import InMemory
+from data.splits import InMemory
 from reproduce.evaluate import Evaluation, describe, evaluate, expected_calibration_error
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from common.errors import UserError
 from common.pixels import Resize
 from data import load_dataset
-from data.folders import ImageFiles
 from data.prepared import Preparation, preparation, resize_option
+from data.splits import ImageFiles
 from models import build_model
 from models.weights import model_from_file, save_weights
 from reproduce.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""Pictures in files: one as 8-bit RGB, many decoded in worker processes."""
+"""The two kinds of split, in memory and in files, which give batches of images on the device alike."""
 
 import functools
 import multiprocessing
@@ -18,12 +18,42 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.system import end_with_parent, require_file
-from data.augment import full_boxes, resize_crops
+from data.augment import resize_crops
 
 # Pillow goes by the content, whatever a file is called, and starts Ghostscript for EPS. These it decodes by itself.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"}
 SUFFIXES |= {".pnm", ".avif", ".jp2"}
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images uint8 (N, 3, H, W) and labels int64 (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "InMemory":
+        return InMemory(self.images[indices], self.labels[indices])
+
+    def stream(self, requests, image_size: int, augmentation=None, workers: int = 0, scale: str = "-1..1"):
+        """For each (indices, draws) of `requests`, yield (images, labels) on the current device.
+
+        Images are float32 (n, 3, image_size, image_size) with pixels as SCALES[scale] says, labels int64 (n,).
+        `augmentation` says what `draws` mean; None is the whole image. `workers` has no use here.
+        """
+        _, _, height, width = self.images.shape
+        for indices, draws in requests:
+            boxes = flips = None
+            if draws is not None:
+                n = len(indices)
+                boxes = augmentation.boxes(draws, np.full(n, height), np.full(n, width))
+                flips = augmentation.flips(draws)
+            raw = paddle.to_tensor(self.images[indices])
+            yield resize_crops(raw, image_size, boxes, flips, scale), paddle.to_tensor(self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -44,9 +74,7 @@ class ImageFiles:
         """As `InMemory.stream`, with the decoding in `workers` processes (0 = in this one)."""
         jobs = ((self.subset(indices), draws, image_size, augmentation) for indices, draws in requests)
         for pixels, labels in _in_order(_decode, jobs, workers):
-            whole = full_boxes(len(pixels), image_size, image_size)
-            images = resize_crops(paddle.to_tensor(pixels), whole, image_size, scale=scale)
-            yield images, paddle.to_tensor(labels)
+            yield resize_crops(paddle.to_tensor(pixels), image_size, scale=scale), paddle.to_tensor(labels)
 
 
 # ---- one picture
@@ -55,10 +83,9 @@ class ImageFiles:
 def read_image(path) -> Image.Image:
     """The picture as RGB, upright as its EXIF data say. Raises UserError for a file that is no whole picture.
 
-    The network is to see what a viewer shows. Up to 8 bits and without transparency that is Pillow's
-    `convert("RGB")` (CMYK without its colour profile; of an animation the first frame). Elsewhere it is not:
-    transparent pixels are laid on white, where Pillow shows the colour that happens to be stored below them, and
-    16-bit grey is divided by 257, where Pillow cuts all above 255 off to white.
+    The network is to see what a viewer shows. Mostly that is Pillow's `convert("RGB")`, but transparent pixels are laid
+    on white, where Pillow shows the colour that happens to be stored below them, and 16-bit grey is divided by 257,
+    where Pillow cuts all above 255 off to white.
     """
     require_file(path)
     try:
