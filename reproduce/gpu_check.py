@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -40,13 +40,7 @@ _NO_HALF = "needs a GPU of compute capability 7.0"
 _DIGITS = f"{SMALL} --num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
 _CARDS = "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader"
 
-
-class Check(NamedTuple):
-    """One row of the table; `passed` None = skipped."""
-
-    name: str
-    passed: bool | None
-    found: str
+Check = namedtuple("Check", ("name", "passed", "found"))  # a row of the table; passed None = skipped
 
 
 def main() -> None:
@@ -60,30 +54,31 @@ def main() -> None:
     versions += ["no GPU in use"] if gpu is None else subprocess.getoutput(_CARDS).splitlines()
     print(*versions, sep="\n", flush=True)
     checks = []
-    for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
-        paddle.set_device(device)  # which a part that failed may have left
-        paddle.device.cuda.empty_cache()  # other processes may need the memory next
-        for check in checks_of(part, gpu):
-            state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
-            print(f"{state:8} {check.name}: {check.found}", flush=True)
-            checks.append(check)
+    for check in all_checks(gpu, device):
+        state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
+        print(f"{state:8} {check.name}: {check.found}", flush=True)
+        checks.append(check)
     card = "cpu" if gpu is None else re.sub(r"\W", "_", gpu.name)
     path = options.out / time.strftime(f"{card}-%Y%m%d-%H%M%S.json", time.gmtime())
     record = {"versions": versions, "gpu": gpu and dataclasses.asdict(gpu), "machine": machine()}
+    record["checks"] = [check._asdict() for check in checks]
     with atomic_write(path, "w") as file:
-        json.dump({**record, "checks": [check._asdict() for check in checks]}, file, indent=1)
+        json.dump(record, file, indent=1)
     print(f"written  {path}; please attach it to an issue of this project, passed or failed")
     if failed := [check.name for check in checks if check.passed is False]:
         raise UserError(f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)}); see docs/cluster.md")
 
 
-def checks_of(part, gpu):
-    """What a part finds; an error that ends it is a check that has failed, so that the record is written."""
-    try:
-        yield from part(gpu)
-    except Exception as error:
-        text = printable(str(error).strip().rpartition("\n")[2])
-        yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
+def all_checks(gpu, device: str):
+    """What each part finds; an error that ends a part is a check that has failed, so that the record is written."""
+    for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
+        paddle.set_device(device)  # which a part that failed may have left
+        paddle.device.cuda.empty_cache()  # other processes may need the memory next
+        try:
+            yield from part(gpu)
+        except Exception as error:
+            text = printable(str(error).strip().rpartition("\n")[2])
+            yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
 
 
 def _recipe(gpu, precision: str) -> Recipe:

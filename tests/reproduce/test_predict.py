@@ -135,7 +135,7 @@ def test_unusable_names_are_refused(weights, pictures, tmp_path, content, messag
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("names", ["a text", ["too", "few"], None])
+@pytest.mark.parametrize("names", ["10 letters", ["too", "few"], None])
 def test_unusable_names_in_the_weights_are_refused(tmp_path, pictures, names):
     path = write_weights(tmp_path / "w.pdparams", {"class_names": names}, SIZE)
     with pytest.raises(UserError, match=r"class names from .*w\.pdparams"):
@@ -143,8 +143,8 @@ def test_unusable_names_in_the_weights_are_refused(tmp_path, pictures, names):
 
 
 def test_other_bad_input(weights, pictures, tmp_path):
-    for top in ("0", "-1", "11"):
-        with pytest.raises(UserError, match="must be from 1 to 10"):
+    for top in ("0", "-1"):
+        with pytest.raises(UserError, match=f"--top {top}: must be at least 1"):
             main([str(weights), str(pictures), "--top", top])
     with pytest.raises((UserError, OSError), match=r"missing\.pdparams"):
         main([str(tmp_path / "missing.pdparams"), str(pictures)])
