@@ -241,6 +241,20 @@ def test_a_crop_of_pictures_in_memory_is_refused(weights):
         main([str(weights), "none.png", "--resize", "11"])
 
 
+def test_an_evaluation_of_digits_says_where_it_does_not_follow_a_config(tmp_path, capsys):
+    """It sees pictures whole, and takes names that are spelt otherwise for its own."""
+    path = write_weights(tmp_path / "w.pdparams", {}, 8)
+    config = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.8}
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config, "label_names": names}))
+    evaluate_main([str(path), "--dataset", "digits"])
+    assumed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("assumed:"))
+    assert "resize whole" in assumed and "class_order that of the data set" in assumed
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": ["1", "0", *"23456789"]}))
+    with pytest.raises(UserError, match="its classes are others than those of digits, or in another order"):
+        evaluate_main([str(path), "--dataset", "digits"])
+
+
 def test_what_is_assumed_is_printed_and_options_take_its_place(tmp_path, pictures, capsys):
     """A file in timm's names, which says neither heads nor epsilon nor how pictures are prepared."""
     path = write_weights(tmp_path / "w.pdparams", {}, SIZE)
