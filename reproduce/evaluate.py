@@ -8,7 +8,6 @@ prints top-1, top-5, mean negative log-likelihood and calibration error over eve
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.rdrop import log_softmax
-from reproduce.recipes import Recipe, what_is_wrong
+from reproduce.recipes import SETTINGS, what_is_wrong
 
 _CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
 
@@ -43,12 +42,11 @@ class Evaluation(NamedTuple):
         """Accuracies and calibration error as fractions of 1, nll in nats, and the exact counts."""
         hits = self.top5 == self.labels[:, None]
         correct, total = int(hits[:, 0].sum()), len(self.labels)
-        top5 = {"top5_accuracy": int(hits.any(axis=1).sum()) / total}
-        if hits.shape[1] < 5:  # with fewer classes it says nothing
-            top5 = {}
+        accuracies = {"accuracy": correct / total}
+        if hits.shape[1] == 5:  # with fewer classes it says nothing
+            accuracies["top5_accuracy"] = int(hits.any(axis=1).sum()) / total
         return {
-            "accuracy": correct / total,
-            **top5,
+            **accuracies,
             "nll": float(self.nll.mean(dtype=np.float64)),
             "ece": expected_calibration_error(self.confidence, hits[:, 0]),
             "correct": correct,
@@ -71,15 +69,10 @@ def expected_calibration_error(confidence, hit, bins: int = 15) -> float:
 def evaluate(
     model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "", scale: str = "-1..1"
 ) -> Evaluation:
-    """Run `model` without dropout on every image of `split` exactly once.
+    """Run `model` without dropout on every image of `split` exactly once, resized to `image_size` pixels a side.
 
     Several processes take a contiguous piece each; every one of them gets the result of all N images, in order.
-
-    Args:
-        split: what `data.load_dataset` gives, N images, which are resized to `image_size` pixels a side.
-        title: names the progress bar; "" shows none.
-        scale: what pixel values become, as in training; see common.pixels.SCALES.
-
+    `title` names the progress bar, "" shows none; `scale` is that of training, a name of common.pixels.SCALES.
     Raises UserError for an empty split or a logit that is not a number.
     """
     if len(split) == 0:
@@ -91,9 +84,9 @@ def evaluate(
     starts = range(mine.start, mine.stop, batch_size)
     requests = ((np.arange(start, min(start + batch_size, mine.stop)), None) for start in starts)
     stream = split.stream(requests, image_size, workers=workers, scale=scale)
-    hidden = not title or not distributed.is_main()
-    shown = tqdm(stream, desc=title, total=len(starts), unit="batch", disable=hidden, leave=False)
-    for start, (images, labels) in zip(starts, shown, strict=True):
+    shown = title and distributed.is_main()
+    stream = tqdm(stream, desc=title, total=len(starts), unit="batch", disable=not shown, leave=False)
+    for start, (images, labels) in zip(starts, stream, strict=True):
         rows[start : start + len(labels)] = _per_image(model(images), labels)
     if was_training:
         model.train()
@@ -188,28 +181,23 @@ def main(argv=None) -> None:
     options = parse(_parser(), argv)
     if options.workers < 0 or (options.batch_size is not None and options.batch_size < 1):
         raise UserError("--batch_size must be at least 1, and --workers at least 0")
-    if options.output and Path(options.output).is_dir():  # said now and not after the evaluation
-        raise UserError(f"--output {options.output}: is a folder; give the path of a file")
     device = choose_device(options.device)
     distributed.start()
     model, weights, report = model_from_file(options.weights, **chosen_of(options))
-    config, recipe = model.config, _recipe_of(weights)
-    data = _data_of(options, weights, recipe)
-    assumed = weights.assumed | _classes_assumed(weights, config.num_classes, data)
+    config = model.config
+    data, batch_size = _data_of(options, weights)
+    _check_classes(weights, config.num_classes, data)
     split, prepared = getattr(data, options.split), "resized whole"
     if data.name in FROM_FILES:
         prepared = preparation(weights.pictures, data.name, config.image_size)
         split = prepared.split(split)
     elif options.resize is None and "resize" in weights.pictures:
-        assumed["resize"] = "whole"
+        weights.assumed["resize"] = "whole"
     elif options.resize and options.resize.keep_ratio:
         raise UserError(f"--resize: the images of {data.name} are small and resized whole; leave it out")
-    batch_size = options.batch_size or recipe.get("eval_batch_size", 100)
     for note in data.notes:
         say("note", note)
-    say("weights", f"{weights.path}: {report}")
-    if assumed:
-        say("assumed", assumptions(assumed))
+    say_weights(weights, report)
     say("network", ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(config).items()))
     say("device", f"{device}, fp32{distributed.described()}")
     say("images", f"{data.name}, {options.split} split, {len(split):,} images, {batch_size} at once, each {prepared}")
@@ -226,19 +214,21 @@ def main(argv=None) -> None:
         print(json.dumps({**what, **metrics.pop(""), **metrics}))
 
 
-def _recipe_of(weights: Weights) -> dict:
-    """What the metadata of our own files says about data; it comes from outside, so it is checked."""
+def say_weights(weights: Weights, report: str) -> None:
+    """What was read and assumed, in lines that every command prints."""
+    say("weights", f"{weights.path}: {report}")
+    if weights.assumed:
+        say("assumed", assumptions(weights.assumed))
+
+
+def _data_of(options, weights: Weights) -> tuple[DataSet, int]:
+    """The data set asked for, chosen as in training where the weights come from it, and how many images at once."""
     recipe = weights.metadata.get("recipe", {})
-    for field in dataclasses.fields(Recipe):
-        if field.name in recipe and field.name in (*_CHOICE, "dataset", "eval_batch_size"):
-            wrong = what_is_wrong(field, recipe[field.name])
-            if wrong:
-                raise UserError(f"{weights.path}: its metadata has {field.name} {recipe[field.name]!r:.40}: {wrong}")
-    return recipe
-
-
-def _data_of(options, weights: Weights, recipe: dict) -> DataSet:
-    """The data set asked for, its images chosen as in training where the weights come from it."""
+    for field in SETTINGS:  # the recipe comes from outside, so what is used of it is checked
+        name = field.name
+        used = name in recipe and name in (*_CHOICE, "dataset", "eval_batch_size")
+        if used and (wrong := what_is_wrong(field, recipe[name])):
+            raise UserError(f"{weights.path}: its metadata has {name} {recipe[name]!r:.40}: {wrong}")
     trained_on = recipe.get("dataset")
     name, choice = options.dataset or trained_on, {}
     if name is None:
@@ -247,26 +237,24 @@ def _data_of(options, weights: Weights, recipe: dict) -> DataSet:
         choice = {key: value for key, value in recipe.items() if key in _CHOICE}
     elif options.split != "test":
         raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
-    return load_dataset(name, options.data_dir, **choice, strict=options.strict, workers=options.workers)
+    data = load_dataset(name, options.data_dir, **choice, strict=options.strict, workers=options.workers)
+    return data, options.batch_size or recipe.get("eval_batch_size", 100)
 
 
-def _classes_assumed(weights: Weights, num_classes: int, data: DataSet) -> dict:
-    """What is assumed about the order of the classes. Raises UserError when they are known and not those of `data`.
-
-    A config of others may spell the same names otherwise; one that has them in another order is refused.
-    """
+def _check_classes(weights: Weights, num_classes: int, data: DataSet) -> None:
+    """Raise UserError where the classes are known to be others than those of `data`, or in another order."""
     names = data.class_names
     if len(names) != num_classes:
-        raise UserError(
-            f"{weights.path}: its head has {num_classes} classes, {data.name} has {len(names)}; "
-            "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
-        )
+        text = f"{weights.path}: its head has {num_classes} classes, {data.name} has {len(names)}"
+        why = "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
+        raise UserError(f"{text}; {why}")
     theirs = weights.pictures.get("class_names", names)
     another_order = sorted(theirs) == sorted(names) and theirs != names
     if another_order or weights.metadata.get("class_names", names) != names:
         text = f"{weights.path}: its classes are others than those of {data.name}, or in another order"
         raise UserError(f"{text}; evaluate it on the data set that it was trained on")
-    return {} if theirs == names else {"class_order": "that of the data set"}
+    if theirs != names:  # a config of others may spell the same names otherwise
+        weights.assumed["class_order"] = "that of the data set"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from reproduce.cli import Parser, choose_device, parse, run_command, say
 from reproduce.predict import add_options, open_weights
 
 _TOLERANCE = 1e-5  # largest difference of a logit
-_CHECKED_BATCHES = (1, 3)
 
 
 def main(argv=None) -> None:
@@ -32,7 +31,9 @@ def main(argv=None) -> None:
     add_options(parser)
     parser.add_argument("--output", metavar="FOLDER", help="default: checkpoints/exported/ and the run's name")
     options = parse(parser, argv)
-    output = Path(options.output or default_output(options.weights)).resolve()
+    path = Path(options.weights).resolve()
+    name = path.parent.name if path.stem in ("best", "last") else path.stem
+    output = Path(options.output or ROOT / "checkpoints" / "exported" / name).resolve()
     if output.exists():
         raise UserError(f"{output}: exists already; remove it, or give another --output FOLDER")
     choose_device("cpu")
@@ -59,21 +60,14 @@ def main(argv=None) -> None:
     say("written", str(output))
 
 
-def default_output(weights) -> Path:
-    """The run's folder names the export of its best or last weights; any other file names it itself."""
-    path = Path(weights).resolve()
-    return ROOT / "checkpoints" / "exported" / (path.parent.name if path.stem in ("best", "last") else path.stem)
-
-
 def write_model(model, folder: Path) -> None:
     """Write the files that `paddle.inference` loads; the batch dimension is left open.
 
     Raises UserError for parameters that are cut short: Paddle does not notice a disk that runs full.
     """
     size = model.config.image_size
-    paddle.jit.save(
-        model, str(folder / "inference"), input_spec=[InputSpec([None, 3, size, size], "float32", "images")]
-    )
+    images = InputSpec([None, 3, size, size], "float32", "images")
+    paddle.jit.save(model, str(folder / "inference"), input_spec=[images])
     found = (folder / "inference.pdiparams").stat().st_size
     least = sum(parameter.size * parameter.element_size() for parameter in model.parameters())
     if found < least:
@@ -82,16 +76,13 @@ def write_model(model, folder: Path) -> None:
 
 @paddle.no_grad()
 def largest_difference(model, folder: Path) -> float:
-    """Largest |logit| difference between `model` and the files in `folder`, on random images. Runs on the CPU.
-
-    Raises UserError for a `model` whose logits are not finite.
-    """
+    """Largest |logit| difference between `model` and the files in `folder`, on random images. Runs on the CPU."""
     settings = inference.Config(str(folder / "inference.json"), str(folder / "inference.pdiparams"))
     settings.disable_glog_info()
     settings.disable_mkldnn()  # the same kernels on both sides: what remains is a fault, not rounding
     predictor = inference.create_predictor(settings)  # sets the threads of this process: before `model` runs
     rng, size, differences = np.random.default_rng(0), model.config.image_size, []
-    for count in _CHECKED_BATCHES:
+    for count in (1, 3):
         images = paddle.to_tensor(rng.uniform(-1, 1, (count, 3, size, size)).astype(np.float32))
         (logits,) = predictor.run([images])
         expected = model(images).numpy()
@@ -103,7 +94,7 @@ def largest_difference(model, folder: Path) -> float:
 
 def description(weights, digest: str, config, prepare, names) -> dict:
     """What a program needs to feed the network and to read its answer, and where the network comes from."""
-    divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[prepare.scale])
+    divisor, offset = (np.broadcast_to(value, 3) for value in SCALES[prepare.scale])  # one for each colour
     return {
         "source": {"file": weights.path.name, "sha256": digest},
         "input": {
@@ -112,8 +103,8 @@ def description(weights, digest: str, config, prepare, names) -> dict:
             "shape": [None, 3, config.image_size, config.image_size],
             "colours": "RGB",
             "resize": f"{prepare}; Pillow's antialiasing",
-            "mean": [float(mean) for mean in offset * divisor],  # (pixel - mean) / std of pixels 0..255
-            "std": [float(std) for std in divisor],
+            "mean": (offset * divisor).tolist(),  # (pixel - mean) / std of pixels 0..255
+            "std": divisor.tolist(),
         },
         "output": {"what": "logits", "dtype": "float32", "shape": [None, config.num_classes]},
         "class_names": names,

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -37,16 +37,10 @@ _TIMED, _WARM_UP = 20, 3  # updates
 _ALLOWED_32, _ALLOWED_16 = (1e-5, 1e-3), (2e-2, 1e-1)  # relative error of the loss, and of all gradients together (L2)
 _CLOSE = 1e-3  # of weights after a run, where sums may come in any order
 _NO_HALF = "needs a GPU of compute capability 7.0"
-_DIGITS = "--num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
+_DIGITS = f"{SMALL} --num_steps 24 --warmup_steps 4 --eval_every 0 --batch_size 16 --save_every 4 --precision fp32"
 _CARDS = "nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader"
 
-
-class Check(NamedTuple):
-    """One row of the table; `passed` None = skipped."""
-
-    name: str
-    passed: bool | None
-    found: str
+Check = namedtuple("Check", ("name", "passed", "found"))  # a row of the table; passed None = skipped
 
 
 def main() -> None:
@@ -60,30 +54,31 @@ def main() -> None:
     versions += ["no GPU in use"] if gpu is None else subprocess.getoutput(_CARDS).splitlines()
     print(*versions, sep="\n", flush=True)
     checks = []
-    for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
-        paddle.set_device(device)  # which a part that failed may have left
-        paddle.device.cuda.empty_cache()  # other processes may need the memory next
-        for check in checks_of(part, gpu):
-            state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
-            print(f"{state:8} {check.name}: {check.found}", flush=True)
-            checks.append(check)
+    for check in all_checks(gpu, device):
+        state = {True: "passed", False: "FAILED", None: "skipped"}[check.passed]
+        print(f"{state:8} {check.name}: {check.found}", flush=True)
+        checks.append(check)
     card = "cpu" if gpu is None else re.sub(r"\W", "_", gpu.name)
     path = options.out / time.strftime(f"{card}-%Y%m%d-%H%M%S.json", time.gmtime())
     record = {"versions": versions, "gpu": gpu and dataclasses.asdict(gpu), "machine": machine()}
+    record["checks"] = [check._asdict() for check in checks]
     with atomic_write(path, "w") as file:
-        json.dump({**record, "checks": [check._asdict() for check in checks]}, file, indent=1)
+        json.dump(record, file, indent=1)
     print(f"written  {path}; please attach it to an issue of this project, passed or failed")
     if failed := [check.name for check in checks if check.passed is False]:
         raise UserError(f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)}); see docs/cluster.md")
 
 
-def checks_of(part, gpu):
-    """What a part finds; an error that ends it is a check that has failed, so that the record is written."""
-    try:
-        yield from part(gpu)
-    except Exception as error:
-        text = printable(str(error).strip().rpartition("\n")[2])
-        yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
+def all_checks(gpu, device: str):
+    """What each part finds; an error that ends a part is a check that has failed, so that the record is written."""
+    for part in (compare_precisions, time_updates, several_processes, killed_and_continued):
+        paddle.set_device(device)  # which a part that failed may have left
+        paddle.device.cuda.empty_cache()  # other processes may need the memory next
+        try:
+            yield from part(gpu)
+        except Exception as error:
+            text = printable(str(error).strip().rpartition("\n")[2])
+            yield Check(part.__name__.replace("_", " "), False, f"{type(error).__name__}: {text}")
 
 
 def _recipe(gpu, precision: str) -> Recipe:
@@ -162,15 +157,13 @@ def compared(name: str, found, expected, allowed: tuple[float, float]) -> Check:
 
 def time_updates(gpu):
     """Updates in fp32 and in 16 bits: speed, share of the card's peak, memory against the estimate, hours."""
-    yield timed(gpu, "fp32")
-    if half := _half(gpu):
-        yield timed(gpu, half)
-    else:
-        yield Check(f"{_TIMED} updates in 16 bits", None, _NO_HALF)
+    for precision in ("fp32", _half(gpu)):
+        yield timed(gpu, precision) if precision else Check(f"{_TIMED} updates in 16 bits", None, _NO_HALF)
 
 
 def timed(gpu, precision: str) -> Check:
     recipe = _recipe(gpu, precision)
+    config = recipe.network(100)
     fused = gpu is not None and gpu.fused and precision != "fp32"
     rng = np.random.default_rng(1)
     images = InMemory(rng.integers(0, 256, (512, 3, 32, 32), np.uint8), rng.integers(0, 100, 512))
@@ -180,30 +173,22 @@ def timed(gpu, precision: str) -> Check:
     model = train.build_network(recipe, 100, fused)
     model.train()
     updates = train.updates(recipe, model, make_optimizer(recipe, model), loss_scaler(recipe), images, 1)
-    for _ in range(_WARM_UP):
-        next(updates)
-    began = time.perf_counter()
-    *_, (_, last) = updates
-    seconds = (time.perf_counter() - began) / _TIMED
-    size = last["micro_batch_size"]  # smaller than asked for where memory ran out
+    found = [update for _, update in updates]
+    seconds = float(np.mean([update["seconds"] for update in found[_WARM_UP:]]))
+    size = found[-1]["micro_batch_size"]  # smaller than asked for where memory ran out
     text = f"{recipe.batch_size / seconds:.1f} images/s, micro-batch {size}"
     if gpu is not None:
-        text += on_card(gpu, recipe, fused, seconds)
-    passed = bool(np.isfinite(last["loss"])) and size == recipe.micro_batch_size
+        peak = gpu.peak_32 if precision == "fp32" else gpu.peak_16
+        if peak:
+            text += f", {plan.flops_per_step(recipe, config) / seconds / peak / 1e10:.0f} % of the peak"
+        used = paddle.device.cuda.max_memory_reserved() / 2**30
+        estimate = plan.memory_bytes(recipe, config, recipe.batch_size, fused) / 2**30
+        headline = get_recipe(HEADLINE)
+        hours = headline.num_steps * headline.batch_size / recipe.batch_size * seconds / 3600
+        text += f", {used:.1f} GiB (estimate {estimate:.1f} of {gpu.gib:.0f})"
+        text += f", the headline takes {hours:.1f} hours of training on one such GPU"
+    passed = bool(np.isfinite(found[-1]["loss"])) and size == recipe.micro_batch_size
     return Check(f"{_TIMED} updates in {precision}", passed, text)
-
-
-def on_card(gpu, recipe: Recipe, fused: bool, seconds: float) -> str:
-    """What `seconds` an update mean on this card: share of its peak, memory, hours of the headline."""
-    config = recipe.network(100)
-    estimate = plan.memory_bytes(recipe, config, recipe.batch_size, fused)
-    peak = gpu.peak_32 if recipe.precision == "fp32" else gpu.peak_16
-    text = f", {plan.flops_per_step(recipe, config) / seconds / peak / 1e10:.0f} % of the peak" if peak else ""
-    used = paddle.device.cuda.max_memory_reserved() / 2**30
-    text += f", {used:.1f} GiB (estimate {estimate / 2**30:.1f} of {gpu.gib:.0f})"
-    headline = get_recipe(HEADLINE)
-    hours = headline.num_steps * headline.batch_size / recipe.batch_size * seconds / 3600
-    return f"{text}, the headline takes {hours:.1f} hours of training on one such GPU"
 
 
 # ---- whole runs
@@ -216,28 +201,15 @@ def several_processes(gpu):
     if count < 2:
         yield Check(name, None, "needs a second GPU")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        # without dropout, whose masks belong to the process
-        alone, together = (weights_of_run(gpu, Path(folder, str(n)), n, "--dropout", "0") for n in (1, count))
+    # without dropout, whose masks belong to the process
+    alone, together = (weights_of_run("--dropout", "0", processes=number) for number in (1, count))
     yield same_weights(name, alone, together, _CLOSE)
 
 
 def killed_and_continued(gpu):
     """A run that is killed and started again ends with the weights of one that was not."""
-    name = "a killed run continues"
-    with tempfile.TemporaryDirectory() as folder:
-        whole = weights_of_run(gpu, Path(folder, "whole"))
-        out = Path(folder, "killed")
-        command = run_of_digits(gpu, out)
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not list(out.glob("checkpoints/run/step_*.pdstate")):
-            time.sleep(0.01)
-        process.kill()
-        if process.wait() >= 0:
-            yield Check(name, False, "the run had ended before it could be killed")
-            return
-        continued = weights_of_run(gpu, out)
-    yield same_weights(name, whole, continued, 0 if gpu is None else _CLOSE)
+    whole, continued = (weights_of_run(kill_first=killed) for killed in (False, True))
+    yield same_weights("a killed run continues", whole, continued, 0 if gpu is None else _CLOSE)
 
 
 def same_weights(name: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray], allowed: float) -> Check:
@@ -245,20 +217,28 @@ def same_weights(name: str, one: dict[str, np.ndarray], other: dict[str, np.ndar
     return Check(name, error <= allowed, f"weights differ by {error:.1e} at most (allowed {allowed:g})")
 
 
-def run_of_digits(gpu, out: Path, processes: int = 1) -> list[str]:
-    """The command of a short run whose files go to the folder `out`."""
-    device = "cpu" if gpu is None else "gpu"
-    launch = ["env", f"NPROC={processes}", sys.executable, "-m", "reproduce.launch", "reproduce.train"]
-    return [*launch, SMALL, *_DIGITS.split(), "--device", device, "--run", "run", "--out", str(out)]
-
-
-def weights_of_run(gpu, out: Path, processes: int = 1, *more: str) -> dict[str, np.ndarray]:
+def weights_of_run(*more: str, processes: int = 1, kill_first: bool = False) -> dict[str, np.ndarray]:
     """The last weights of a short run of digits. Raises UserError with its last words when it fails."""
-    command = [*run_of_digits(gpu, out, processes), *more]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise UserError(f"a run of digits with {processes} process(es) failed: {done.stdout.strip()[-2000:]}")
-    return read_weights(out / "checkpoints" / "run" / "last.pdparams").arrays
+    device = paddle.get_device().split(":")[0]
+    with tempfile.TemporaryDirectory() as folder:
+        options = [*_DIGITS.split(), "--device", device, "--run", "run", "--out", folder, *more]
+        command = ["env", f"NPROC={processes}", sys.executable, "-m", "reproduce.launch", "reproduce.train", *options]
+        saved = Path(folder, "checkpoints", "run")
+        if kill_first:
+            kill_when_saved(command, saved)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise UserError(f"a run of digits with {processes} process(es) failed: {done.stdout.strip()[-2000:]}")
+        return read_weights(saved / "last.pdparams").arrays
+
+
+def kill_when_saved(command: list[str], saved: Path) -> None:
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(saved.glob("step_*.pdstate")):
+        time.sleep(0.01)
+    process.kill()
+    if process.wait() >= 0:
+        raise UserError("the run had ended before it could be killed")
 
 
 if __name__ == "__main__":

@@ -16,27 +16,33 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle.nn import functional as F
 
 from common.errors import UserError, printable
 from data.prepared import preparation
 from data.splits import SUFFIXES
 from data.tables import is_picture, visible
 from models.fast_cpu import speed_up
-from models.weights import Weights, assumptions, model_from_file
+from models.weights import Weights, model_from_file
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
-from reproduce.evaluate import add_weight_options, chosen_of
+from reproduce.evaluate import add_weight_options, chosen_of, say_weights
 
 
+@paddle.no_grad()
 def main(argv=None) -> None:
-    options = parse(_parser(), argv)
+    parser = Parser(prog="python -m reproduce.predict", description=__doc__)
+    add_options(parser)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
+    how_many = "classes shown for each picture (default 5, or all if fewer)"
+    parser.add_argument("--top", type=int, default=5, help=how_many)
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
+    only = "print nothing but one JSON object a line and picture; all else goes to stderr"
+    parser.add_argument("--json", action="store_true", help=only)
+    options = parse(parser, argv)
+    if options.top < 1:
+        raise UserError(f"--top {options.top}: must be at least 1")
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         device = choose_device(options.device)
         model, weights, prepare, names = open_weights(options)
-        num_classes = model.config.num_classes
-        top = min(5, num_classes) if options.top is None else options.top
-        if not 1 <= top <= num_classes:
-            raise UserError(f"--top {top}: must be from 1 to {num_classes}, the classes of {weights.path}")
         paths = find_pictures(options.images)
         say("device", f"{device}, fp32")
         say("images", f"{len(paths):,}, each {prepare}")
@@ -50,30 +56,17 @@ def main(argv=None) -> None:
             print(f"error: {reason}", file=sys.stderr, flush=True)
             unreadable += 1
             continue
-        found = probabilities(model, prepare.images(pixels[None]))
+        logits = model(prepare.images(pixels[None])).astype("float32")  # (1, num_classes)
+        found = paddle.nn.functional.softmax(logits, axis=-1)[0].numpy()
         if not np.isfinite(found).all():
             raise UserError(f"{weights.path}: gives logits that are not finite for {path}; these weights are no use")
-        show(path, found, np.argsort(-found, kind="stable")[:top], names, options.json)
+        show(path, found, np.argsort(-found, kind="stable")[: options.top], names, options.json)
     if unreadable:
         raise UserError(f"{unreadable} of {len(paths)} pictures could not be read, each named above")
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="python -m reproduce.predict", description=__doc__)
-    add_options(parser)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
-    parser.add_argument("--top", type=int, help="classes shown for each picture (default 5, or all if fewer)")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    only = "print nothing but one JSON object a line and picture; all else goes to stderr"
-    parser.add_argument("--json", action="store_true", help=only)
-    return parser
-
-
 def find_pictures(arguments) -> list[Path]:
-    """The image files meant by `arguments`: files, and folders for all image files in them.
-
-    Raises UserError for a folder without any.
-    """
+    """The image files named, and those in the folders named. Raises UserError for a folder without any."""
     found = []
     for path in map(Path, arguments):
         inside = [file for file in visible(path) if is_picture(file)] if path.is_dir() else [path]
@@ -82,12 +75,6 @@ def find_pictures(arguments) -> list[Path]:
             raise UserError(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")
         found += inside
     return found
-
-
-@paddle.no_grad()
-def probabilities(model, images) -> np.ndarray:
-    """float32 (num_classes,) for images (1, 3, S, S)."""
-    return F.softmax(model(images).astype("float32"), axis=-1)[0].numpy()
 
 
 def show(path, found, best, names, as_json: bool) -> None:
@@ -118,36 +105,32 @@ def open_weights(options) -> tuple:
     config = model.config
     dataset = weights.metadata.get("recipe", {}).get("dataset", "imagenet")
     prepare = preparation(weights.pictures, dataset, config.image_size)
-    names, origin = class_names(weights, config.num_classes, options.class_names)
-    say("weights", f"{weights.path}: {report}")
-    assumed = {name: value for name, value in weights.assumed.items() if name != "class_order"}  # see "classes"
-    if assumed:
-        say("assumed", assumptions(assumed))
-    known = f"names from {origin}" if names else "names not known; give them with --class_names FILE, one name a line"
+    names, known = class_names(weights, config.num_classes, options.class_names)
+    weights.assumed.pop("class_order", None)  # the line "classes" says more
+    say_weights(weights, report)
     say("classes", f"{config.num_classes}, {known}")
     return model, weights, prepare, names
 
 
-def class_names(weights: Weights, num_classes: int, names_file=None) -> tuple[list[str] | None, str]:
-    """The names in the order of the logits and where they were found, or (None, "").
+def class_names(weights: Weights, num_classes: int, names_file: str | None) -> tuple[list[str] | None, str]:
+    """The names in the order of the logits, None where they are not known, and where they come from.
 
-    Asked in this order: `names_file` (UTF-8, one name a line), the weight file, a config beside it. What is not UTF-8
-    or not printable is written as escapes. Raises UserError for more or fewer names than `num_classes`.
+    What is not UTF-8 or not printable is written as escapes. Raises UserError for more or fewer than `num_classes`.
     """
     if names_file is not None:
         lines = Path(names_file).read_text("utf-8-sig", errors="backslashreplace").splitlines()
         names, origin = [line.strip() for line in lines if line.strip()], f"--class_names {names_file}"
     elif "class_names" in weights.metadata:
-        names, origin = weights.metadata["class_names"], str(weights.path)
+        names, origin = weights.metadata["class_names"], weights.path
     elif "class_names" in weights.pictures:
         names, origin = weights.pictures["class_names"], f"the config beside {weights.path}"
     else:
-        return None, ""
-    if not isinstance(names, list) or len(names) != num_classes:
-        count = f"{len(names)} names" if isinstance(names, list) else "no list"
-        text = f"class names from {origin}: {count}, but {weights.path} has {num_classes} classes"
+        return None, "names not known; give them with --class_names FILE, one name a line"
+    count = len(names) if isinstance(names, list) else 0
+    if count != num_classes:
+        text = f"class names from {origin}: {count} names, but {weights.path} has {num_classes} classes"
         raise UserError(f"{text}; give --class_names FILE with {num_classes} lines")
-    return [printable(str(name)) for name in names], origin
+    return [printable(str(name)) for name in names], f"names from {origin}"
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def runs_that_give(monkeypatch, *weights):
     """Let the runs of digits end with these weights, one after the other; gives a list of how they were started."""
     started, left = [], list(weights)
 
-    def weights_of_run(gpu, out, *arguments):
-        started.append(arguments)
+    def weights_of_run(*more, **how):
+        started.append((*more, how))
         return {"w": np.zeros(3), "b": np.array([left.pop(0)])}
 
     monkeypatch.setattr(gpu_check, "weights_of_run", weights_of_run)
@@ -123,40 +123,35 @@ def test_two_processes_have_to_end_as_one(monkeypatch, difference, passed):
     started = runs_that_give(monkeypatch, 0.0, difference)
     (check,) = gpu_check.several_processes(None)
     assert (check.name, check.passed) == ("2 processes as one", passed)
-    assert started == [(1, "--dropout", "0"), (2, "--dropout", "0")]
-
-
-def to_be_killed(monkeypatch, code: str):
-    """Let the run that is to be killed be this Python code, which knows the folder `out`."""
-
-    def run_of_digits(gpu, out, processes=1):
-        return [sys.executable, "-c", f"out = {str(out)!r}\n{code}"]
-
-    monkeypatch.setattr(gpu_check, "run_of_digits", run_of_digits)
-
-
-SAVES = "import os, time; os.makedirs(out + '/checkpoints/run/step_4.pdstate'); time.sleep(60)"
+    assert started == [("--dropout", "0", {"processes": 1}), ("--dropout", "0", {"processes": 2})]
 
 
 @pytest.mark.parametrize(("difference", "passed"), [(0.0, True), (1e-9, False)])
 def test_a_killed_run_has_to_end_to_the_bit_on_a_cpu(monkeypatch, difference, passed):
-    runs_that_give(monkeypatch, 1.0, 1.0 + difference)
-    to_be_killed(monkeypatch, SAVES)
+    started = runs_that_give(monkeypatch, 1.0, 1.0 + difference)
     (check,) = gpu_check.killed_and_continued(None)
     assert check.passed is passed and f"differ by {difference:.1e} at most (allowed 0)" in check.found
+    assert started == [({"kill_first": False},), ({"kill_first": True},)]
 
 
-def test_a_run_that_cannot_be_killed_does_not_pass(monkeypatch):
-    runs_that_give(monkeypatch, 1.0, 1.0)
-    to_be_killed(monkeypatch, "pass")
-    (check,) = gpu_check.killed_and_continued(None)
-    assert check.passed is False and "ended before it could be killed" in check.found
+def program(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
 
 
-def test_a_run_that_fails_is_shown_with_its_last_words(monkeypatch, tmp_path):
-    to_be_killed(monkeypatch, "raise SystemExit('NCCL is not there')")
-    with pytest.raises(UserError, match=r"a run of digits with 1 process\(es\) failed: NCCL is not there"):
-        gpu_check.weights_of_run(None, tmp_path)
+def test_a_run_is_killed_once_it_has_saved(tmp_path):
+    gpu_check.kill_when_saved(
+        program(f"import os, time; os.mkdir({str(tmp_path / 'step_4.pdstate')!r}); time.sleep(60)"), tmp_path
+    )
+
+
+def test_a_run_that_cannot_be_killed_does_not_pass(tmp_path):
+    with pytest.raises(UserError, match="ended before it could be killed"):
+        gpu_check.kill_when_saved(program("pass"), tmp_path)
+
+
+def test_a_run_that_fails_is_shown_with_its_last_words():
+    with pytest.raises(UserError, match=r"a run of digits with 1 process\(es\) failed: error: --num_steps"):
+        gpu_check.weights_of_run("--num_steps", "-1")
 
 
 # ---- an emulated card
