@@ -9,7 +9,6 @@ The first process of a node writes to the terminal, the others to files. Signals
 their time to save. When one fails the others are ended, and its last lines are shown. Nothing outlives this process.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -125,10 +124,12 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
 
     Returns the number in this node of the one that failed first, 0 if none did, and all their exit codes.
     """
-    received: list[int] = []  # signals to pass on
-    for number in SIGNALS:
-        signal.signal(number, lambda number, frame: received.append(number))
     running: list[subprocess.Popen] = []
+
+    def pass_on(number, frame):
+        for process in running:
+            process.send_signal(number)
+
     try:
         for environment, log in zip(environments, logs, strict=True):
             with open(log, "wb") as file:
@@ -137,8 +138,14 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
                 # in a session of their own: Ctrl-C reaches them once, through this process
                 options = {"start_new_session": True, "preexec_fn": end_with_parent}
                 running.append(subprocess.Popen(command, env=environment, **streams, **options))
-        first = _wait(running, received)
-        _end(running, running[first].returncode)
+        for number in SIGNALS:  # until here they end this process, and the others with it
+            signal.signal(number, pass_on)
+        first = _wait(running)
+        # The others may save what they have, or say the same error of a user; one that waits for a message is killed.
+        stopped = running[first].returncode - 128 in SIGNALS
+        until = time.monotonic() + (_TIME_TO_STOP if stopped else _TIME_TO_END)
+        while None in [process.poll() for process in running] and time.monotonic() < until:
+            time.sleep(0.1)
     finally:
         for process in running:
             process.kill()
@@ -146,8 +153,8 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
     return first, [process.returncode for process in running]
 
 
-def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
-    """Pass on signals until one has failed, and return its number; 0 when all have ended well."""
+def _wait(running: list[subprocess.Popen]) -> int:
+    """Return the number of the process that failed, as soon as one has; 0 when all have ended well."""
     while True:
         codes = [process.poll() for process in running]
         failed = [number for number, code in enumerate(codes) if code]
@@ -155,29 +162,7 @@ def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
             return min(failed, key=lambda number: codes[number] == -signal.SIGABRT)
         if None not in codes:
             return 0
-        while received:
-            number = received.pop(0)
-            for process in running:
-                process.send_signal(number)
         time.sleep(0.1)
-
-
-def _end(running: list[subprocess.Popen], code: int) -> None:
-    """See that the processes beside one that ended with `code` end too; those that were told to stop may save."""
-    if code == 2:  # the error of a user, which the first one mostly has too, and says
-        _wait_for(running[:1], _TIME_TO_END)
-    if code - 128 in SIGNALS:
-        _wait_for(running, _TIME_TO_STOP)
-    for process in running:
-        process.terminate()
-    _wait_for(running, _TIME_TO_END)
-
-
-def _wait_for(processes: list[subprocess.Popen], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, until - time.monotonic()))
 
 
 if __name__ == "__main__":

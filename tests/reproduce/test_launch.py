@@ -102,7 +102,7 @@ time.sleep(600)
 def test_one_that_aborts_is_not_the_one_to_blame():
     """It has often only lost its contact to another that failed at the same time."""
     ended = [SimpleNamespace(poll=lambda code=code: code) for code in (0, -signal.SIGABRT, 1)]
-    assert launch._wait(ended, []) == 2 and launch._wait(ended[:2], []) == 1 and launch._wait(ended[:1], []) == 0
+    assert launch._wait(ended) == 2 and launch._wait(ended[:2]) == 1 and launch._wait(ended[:1]) == 0
 
 
 @pytest.mark.parametrize("processes", [1, 2])
