@@ -67,20 +67,9 @@ def expected_calibration_error(confidence, hit, bins: int = 15) -> float:
     return float(np.abs(gap).sum() / len(hit))
 
 
-class Interrupted(Exception):
-    """An evaluation was left before its end, on all processes alike."""
-
-
 @paddle.no_grad()
 def evaluate(
-    model,
-    split,
-    image_size: int,
-    batch_size: int,
-    workers: int = 0,
-    title: str = "",
-    scale: str = "-1..1",
-    stop=lambda: False,
+    model, split, image_size: int, batch_size: int, workers: int = 0, title: str = "", scale: str = "-1..1"
 ) -> Evaluation:
     """Run `model` without dropout on every image of `split` exactly once.
 
@@ -90,34 +79,28 @@ def evaluate(
         split: what `data.load_dataset` gives, N images, which are resized to `image_size` pixels a side.
         title: names the progress bar; "" shows none.
         scale: what pixel values become, as in training; see common.pixels.SCALES.
-        stop: asked before each batch whether to leave.
 
-    Raises UserError for an empty split or a logit that is not a number, Interrupted when a process was told to `stop`.
+    Raises UserError for an empty split or a logit that is not a number.
     """
     if len(split) == 0:
         raise UserError("this split holds no image, so there is nothing to evaluate; choose another --split")
     was_training = model.training
     model.eval()
     mine = distributed.share(len(split))
-    rows = np.zeros((len(split) + 1, 8))  # of each image, see _per_image; the last one counts who left early
+    rows = np.zeros((len(split), 8))  # of each image, see _per_image
     starts = range(mine.start, mine.stop, batch_size)
     requests = ((np.arange(start, min(start + batch_size, mine.stop)), None) for start in starts)
     stream = split.stream(requests, image_size, workers=workers, scale=scale)
     hidden = not title or not distributed.is_main()
     shown = tqdm(stream, desc=title, total=len(starts), unit="batch", disable=hidden, leave=False)
     for start, (images, labels) in zip(starts, shown, strict=True):
-        if stop():
-            rows[-1] = 1
-            break
         rows[start : start + len(labels)] = _per_image(model(images), labels)
     if was_training:
         model.train()
     distributed.wait()  # the pieces may take different times
     rows = distributed.summed(paddle.to_tensor(rows)).numpy()  # each one is zero in all processes but one
-    if rows[-1].any():
-        raise Interrupted
-    labels, *top5 = rows[:-1, :6].T.astype(np.int16, order="C")
-    confidence, nll = rows[:-1, 6:].T.astype(np.float32, order="C")
+    labels, *top5 = rows[:, :6].T.astype(np.int16, order="C")
+    confidence, nll = rows[:, 6:].T.astype(np.float32, order="C")
     if bad := int((~np.isfinite(nll)).sum()):
         raise UserError(f"the network gives logits that are not finite for {bad} images; these weights are no use")
     return Evaluation(labels, np.stack([column for column in top5 if (column >= 0).all()], axis=1), confidence, nll)

@@ -13,7 +13,7 @@ from models.weights import load_weights, read_weights, save_weights
 from reproduce import checkpoint, distributed
 from reproduce.checkpoint import Progress, State
 from reproduce.cli import Stopped, on_gpu, say
-from reproduce.evaluate import Interrupted, evaluate_parts, metrics_of, scores
+from reproduce.evaluate import evaluate_parts, metrics_of, scores
 from reproduce.run_log import RunLog, machine
 
 _SECONDS_BETWEEN_SAVES = 600  # on a GPU, where 100 updates pass quickly and a state of ViT-B/16 has 690 MB
@@ -103,13 +103,12 @@ class Run:
     # Evaluation
 
     def validate_if_due(self, stop) -> None:
-        """Evaluate what is due; a signal leaves it for the next start."""
-        row = {}
-        try:
-            for split in self._splits_due():
-                row |= scores(self._evaluate(split, stop), split)
-        except Interrupted:
+        """Evaluate what is due; after a signal it is left to the next start."""
+        row, splits = {}, self._splits_due()
+        if splits and self._agreed(stop)[0]:
             return
+        for split in splits:
+            row |= scores(self._evaluate(split), split)
         self.progress.evaluated = True
         if not row:
             return
@@ -122,7 +121,7 @@ class Run:
         self.bar.write(text)
 
     def catch_up(self, stop) -> None:
-        """After a resume: the evaluation that a stop has cut short."""
+        """After a resume: the evaluation that a stop came before."""
         if not self.progress.evaluated:
             self.validate_if_due(stop)
             self.save_if_due(stop)
@@ -141,24 +140,23 @@ class Run:
             due.append("test")
         return due
 
-    def _evaluate(self, split: str, stop) -> dict:
+    def _evaluate(self, split: str) -> dict:
         recipe, images = self.recipe, getattr(self.data, split)
         how = recipe.image_size, recipe.eval_batch_size, recipe.workers
-        return evaluate_parts(self.model, images, *how, split, recipe.scale, lambda: stop.signal)
+        return evaluate_parts(self.model, images, *how, split, recipe.scale)
 
-    def final_evaluation(self, stop) -> dict:
-        """Test the last and the best weights, end the record; returns the result as run.json has it."""
+    def final_evaluation(self) -> dict:
+        """Test the last and the best weights, end the record; returns the result as run.json has it.
+
+        A signal that comes now changes nothing: with this the run is done.
+        """
         self._save_weights("last")
         result = {"last": {"step": self.step}}
         if self.progress.best:
-            try:
-                last = best = self._evaluate("test", stop)
-                if self.progress.best["step"] != self.step:
-                    load_weights(self.model, read_weights(self.saved / "best.pdparams"), replace_head=False)
-                    best = self._evaluate("test", stop)
-            except Interrupted:
-                text = f"in the last evaluation; {checkpoint.where_it_stands(self.saved)}"
-                raise Stopped(self._agreed(stop)[0], text) from None
+            last = best = self._evaluate("test")
+            if self.progress.best["step"] != self.step:
+                load_weights(self.model, read_weights(self.saved / "best.pdparams"), replace_head=False)
+                best = self._evaluate("test")
             result["last"] |= metrics_of(last, "test")
             result["best"] = {**self.progress.best, **metrics_of(best, "test")}
             self.log.add(self.step, scores(last, "test"))

@@ -70,7 +70,7 @@ def train(job: Job) -> dict:
             run.record(step, found)
             run.validate_if_due(stop)
             run.save_if_due(stop)
-        return run.final_evaluation(stop)
+        return run.final_evaluation()
 
 
 def load_data(recipe: Recipe) -> DataSet:
