@@ -125,14 +125,12 @@ def changed_settings(existing: dict, meaning: dict) -> str:
     """In which settings a run that exists differs from the one asked for, for a message; "" where in none."""
     # A setting that came later was at its default before.
     before = {name: existing.get(name, getattr(Recipe, name, value)) for name, value in meaning.items()}
-    return "; ".join(
-        f"{name} {before[name]!r} -> {value!r}" for name, value in meaning.items() if before[name] != value
-    )
+    changed = [name for name in meaning if before[name] != meaning[name]]
+    return "; ".join(f"{name} {before[name]!r} -> {meaning[name]!r}" for name in changed)
 
 
 def check_same_meaning(existing: dict, meaning: dict, folder: Path) -> None:
     """Raise UserError naming the settings in which a run that exists differs from the one asked for."""
-    changed = changed_settings(existing, meaning)
-    if changed:
+    if changed := changed_settings(existing, meaning):
         text = f"{folder}: holds a run with other settings ({changed}); choose another --run NAME, or"
         raise UserError(f"{text} {_RESTART}")

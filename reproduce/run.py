@@ -9,6 +9,7 @@ import paddle
 from tqdm import tqdm
 
 from common.errors import UserError
+from data import fingerprint
 from models.weights import load_weights, read_weights, save_weights
 from reproduce import checkpoint, distributed
 from reproduce.checkpoint import Progress, State
@@ -22,22 +23,18 @@ _MOST_SKIPPED = 20  # updates in a row: loss scaling has then come from 65,536 t
 
 
 class Run:
-    """One run: its progress, records and files. Every process has one; the first process writes.
+    """One run, new or from its newest checkpoint on. Every process has one; the first process writes.
 
     A disk that is full ends the run with an OSError. What was saved before is whole, and the run goes on from it.
-
-    Args:
-        job: see job.py; the folders logs/<run> and checkpoints/<run> are below `job.out`.
-        state: what `load_latest` found, None for a new run.
-        images: fingerprint of the images, a part of what the run means.
     """
 
-    def __init__(self, job, data, model, optimizer, scaler, state: State | None, images: str):
+    def __init__(self, job, data, model, optimizer, scaler):
         self.recipe, self.data, self.model, self.optimizer, self.scaler = job.recipe, data, model, optimizer, scaler
         self.logs, self.saved = job.logs, job.saved
+        images = fingerprint(data)
         self.meaning = {**job.recipe.meaning(), "images": images}
         self.progress = Progress()
-        if state is not None:
+        if state := checkpoint.load_latest(self.saved):
             self._resume(state)
         self.progress.processes = distributed.size()
         distributed.wait()  # each process has taken its own time so far
@@ -52,7 +49,6 @@ class Run:
         }
         started = {"machine": machine(), "continued_after_step": self.step, "finished": False}
         self.log = RunLog(self.logs, {**self._about, "images": images, **started}, self.progress.rows)
-        self._check_best_weights()
         self._skipped = 0
         self._began = time.perf_counter() - self.progress.seconds
         self._last_save = time.monotonic()
@@ -74,7 +70,7 @@ class Run:
     # Updates
 
     def record(self, step: int, found: dict) -> None:
-        """Note what update `step` gave: see train.train_step."""
+        """Take what update `step` gave: see train.train_step."""
         self._check_finite(step, found)
         if found["micro_batch_size"] != self.log.header.get("micro_batch_size", self.recipe.micro_batch_size):
             self.log.note(micro_batch_size=found["micro_batch_size"])
@@ -103,15 +99,16 @@ class Run:
     # Evaluation
 
     def validate_if_due(self, stop) -> None:
-        """Evaluate what is due; after a signal it is left to the next start."""
-        row, splits = {}, self._splits_due()
-        if splits and self._agreed(stop)[0]:
+        """Evaluate what is due and has not been; after a signal it is left to the next start."""
+        splits = self._splits_due()
+        if self.progress.evaluated or (splits and self._agreed(stop)[0]):
             return
+        self.progress.evaluated = True
+        if not splits:
+            return
+        row = {}
         for split in splits:
             row |= scores(self._evaluate(split), split)
-        self.progress.evaluated = True
-        if not row:
-            return
         self.log.add(self.step, row)
         text = f"step {self.step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in row.items())
         accuracy = row.get(f"{self.recipe.select_on}/accuracy", -1.0)
@@ -120,25 +117,17 @@ class Run:
             text += " (best so far)"
         self.bar.write(text)
 
-    def catch_up(self, stop) -> None:
-        """After a resume: the evaluation that a stop came before."""
-        if not self.progress.evaluated:
-            self.validate_if_due(stop)
-            self.save_if_due(stop)
-
     def _splits_due(self) -> list[str]:
         """What is evaluated after this update; the test set at the end has a place of its own."""
-        recipe, last = self.recipe, self.step == self.recipe.num_steps
+        recipe, step, last = self.recipe, self.step, self.step == self.recipe.num_steps
         if not recipe.eval_every:
             return []
-        validate = self.step % recipe.eval_every == 0 or last
-        test = bool(recipe.test_every) and self.step % recipe.test_every == 0 and not last
-        due = []
-        if validate and recipe.holds_out:
-            due.append("validation")
+        validate = step % recipe.eval_every == 0 or last
+        test = recipe.test_every and step % recipe.test_every == 0 and not last
+        splits = ["validation"] if validate and len(self.data.validation) else []
         if test or (validate and recipe.select_on == "test"):
-            due.append("test")
-        return due
+            splits.append("test")
+        return splits
 
     def _evaluate(self, split: str) -> dict:
         recipe, images = self.recipe, getattr(self.data, split)
@@ -169,6 +158,17 @@ class Run:
 
     # Saving and going on
 
+    def catch_up(self, stop) -> None:
+        """After a resume: the evaluation that a signal came before, the best weights that a kill came before."""
+        best, path = self.progress.best, self.saved / "best.pdparams"
+        if best and best["step"] != self.step and _step_of(path) != best["step"]:
+            text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
+            say("note", f"{text}; the best weights are chosen anew from here on")
+            self.progress.best = {}
+        if self.step:
+            self.validate_if_due(stop)
+            self.save_if_due(stop)
+
     def save_if_due(self, stop) -> None:
         """Save the state, and the weights when they are the best; raises Stopped when a signal asked to stop."""
         stopped_by, due = self._agreed(stop)
@@ -177,7 +177,7 @@ class Run:
             self.progress.seconds = self._seconds()
             if distributed.is_main():
                 checkpoint.save(self.saved, self.progress, self.meaning, self.model, self.optimizer, self.scaler)
-            if improved:  # after the state, which says so: see _check_best_weights
+            if improved:  # after the state, which says so: see catch_up
                 self._save_weights("best")
             distributed.wait()  # the others have nothing to do meanwhile
             self._last_save = time.monotonic()
@@ -206,21 +206,9 @@ class Run:
         self.progress = state.progress
         where = f"after step {self.step:,} of {self.recipe.num_steps:,}"
         say("resume", f"{self.saved}: continues {where} (--restart starts over)")
-        before, now = self.progress.processes, distributed.size()
-        if before != now:
-            text = f"it was trained by {before} processes so far and is by {now} from here on"
+        if (before := self.progress.processes) != distributed.size():
+            text = f"it was trained by {before} processes so far and is by {distributed.size()} from here on"
             say("note", f"{text}: the same samples, other dropout masks")
-
-    def _check_best_weights(self) -> None:
-        """A kill may have come between the state and the best weights that it speaks of."""
-        best, path = self.progress.best, self.saved / "best.pdparams"
-        if best.get("step") == self.step:
-            self._save_weights("best")
-            distributed.wait()
-        elif best and _step_of(path) != best["step"]:
-            text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
-            say("note", f"{text}; the best weights are chosen anew from here on")
-            self.progress.best = {}
 
 
 def _step_of(path) -> int | None:

@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 
-from data import DataSet, fingerprint, load_dataset
+from data import DataSet, load_dataset
 from data.augment import Augmentation
 from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
 from models import build
 from models.fast_cpu import speed_up
 from models.weights import load_pretrained
-from reproduce import checkpoint, distributed
+from reproduce import distributed
 from reproduce.cli import StopRequest, is_out_of_memory, on_gpu, run_command, say
 from reproduce.job import Job, finish, prepare
 from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, loss_scaler, make_optimizer
@@ -56,13 +56,11 @@ def train(job: Job) -> dict:
     when a signal asked for it, after saving.
     """
     recipe = job.recipe
-    state = checkpoint.load_latest(job.saved)
     data = load_data(recipe)
     model = build_network(recipe, len(data.class_names), job.fused)
     optimizer = make_optimizer(recipe, model)
     scaler = loss_scaler(recipe)
-    run = Run(job, data, model, optimizer, scaler, state, fingerprint(data))
-    del state  # its memory
+    run = Run(job, data, model, optimizer, scaler)
     model.train()
     with StopRequest() as stop, run.bar:
         run.catch_up(stop)
