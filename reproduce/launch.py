@@ -25,8 +25,8 @@ from common.errors import UserError
 from common.processes import end_with_parent
 from reproduce import SET_HERE
 from reproduce.cli import SIGNALS, run_command
+from reproduce.distributed import MANY, number_from
 
-_MANY = 10_000  # processes or nodes
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
@@ -35,8 +35,8 @@ _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it w
 def main() -> None:
     gpus = paddle.device.cuda.device_count()
     one_each = "the processes of a node, at most one a GPU (on the CPU with CUDA_VISIBLE_DEVICES='')"
-    local = _number_from("NPROC", str(gpus or 1), range(1, (gpus or _MANY) + 1), one_each)
-    nodes = _number_from("NNODES", "1", range(1, _MANY), "the nodes of this run")
+    local = number_from("NPROC", str(gpus or 1), range(1, (gpus or MANY) + 1), one_each)
+    nodes = number_from("NNODES", "1", range(1, MANY), "the nodes of this run")
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
     if local == 1 and nodes == 1:
         if gpus:  # else Paddle opens a context on every visible GPU when it frees memory
@@ -66,20 +66,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def _number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
-    """A whole number from the environment."""
-    text = os.environ.get(variable) or default
-    if not text.isdecimal() or int(text) not in numbers:
-        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
-    return int(text)
-
-
 def _place(nodes: int) -> tuple[int, str, int]:
     """(this node, address of the first node, port there), from NODE_RANK and MASTER where there are several nodes."""
     if nodes == 1:
         with socket.create_server(("", 0)) as free:
             return 0, "127.0.0.1", free.getsockname()[1]
-    node = _number_from("NODE_RANK", "", range(nodes), f"which of NNODES={nodes} this node is")
+    node = number_from("NODE_RANK", "", range(nodes), f"which of NNODES={nodes} this node is")
     master = os.environ.get("MASTER", "")
     host, _, port = master.rpartition(":")
     try:
@@ -102,8 +94,7 @@ def _environment(rank: int, local: int, nodes: int, address: str, port: int, on_
     endpoints = [f"{address}:{port + 1 + each}" for each in range(nodes * local)]  # names only
     if "OMP_NUM_THREADS" in SET_HERE:
         given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
-    if "NCCL_DEBUG" not in given and "GLOG_v" not in given:
-        given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
+    given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
     if nodes == 1:
         given.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo wants this machine's name to have an address
     if on_gpu:

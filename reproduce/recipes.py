@@ -28,7 +28,6 @@ def setting(default, help: str, choices=(), hardware: bool = False, **limits):
 
 
 share = functools.partial(setting, at_least=0, below=1)
-random_seed = functools.partial(setting, at_least=0, below=2**63)
 machine = functools.partial(setting, hardware=True)
 
 
@@ -45,7 +44,7 @@ class Recipe:
     validation_per_class: int = setting(10, "training images of each class held out to validate; 0 = none", at_least=0)
     validation_share: float = share(0.0, "share of each class held out instead (0.1 = 90/10); 0 = off")
     strict: bool = setting(False, "stop at a picture of a table that cannot be read; off: leave it out, with its name")
-    split_seed: int = random_seed(0, "which images the two options above choose; the same in a study")
+    split_seed: int = setting(0, "which images these options choose; the same in a study", at_least=0, below=2**63)
     image_size: int = setting(384, "pixels a side after cropping and resizing", at_least=1)
     scale: str = setting("-1..1", "what pixel values become; imagenet = its mean and deviation", tuple(SCALES))
     crop_min_area: float = setting(0.05, "smallest random crop, share of the area; 1 = off", above=0, at_most=1)
@@ -77,7 +76,7 @@ class Recipe:
     momentum: float = share(0.9, "momentum of SGD; 0 = plain SGD")
     weight_decay: float = setting(0.0, "L2 coefficient; 0 = off", at_least=0)
     max_grad_norm: float = setting(1.0, "global L2 norm that gradients are clipped to; 0 = off", at_least=0)
-    seed: int = random_seed(42, "seed of order, crops, dropout and initial weights")
+    seed: int = setting(42, "seed of order, crops, dropout and initial weights", at_least=0, below=2**63)
 
     # evaluation
     eval_every: int = setting(100, "updates between two validations; 0 = no evaluation at all", at_least=0)

@@ -140,7 +140,7 @@ def machine() -> dict:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "processes": distributed.size(),
-        "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
+        "nodes": distributed.nodes(),
         "settings": PROCESSOR_SETTINGS,
         "device": paddle.get_device(),
         "gpu": paddle.device.cuda.get_device_name() if on_gpu() else None,
