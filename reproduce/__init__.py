@@ -14,24 +14,16 @@ from common.system import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-def _processor_settings() -> dict[str, str]:
-    """Environment variables for Paddle's CPU build."""
-    settings = {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # Paddle's own default is 1
-        # Transposed views instead of copies sound cheap, but each CPU kernel that reads one copies it slowly:
-        # a step of `digits` takes 75 ms without them and 144 ms with.
-        "FLAGS_use_stride_kernel": "0",
-    }
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text():
-        # Paddle links an old MKL that takes a slow path on AMD: 25 against 150 GFLOP/s in float32. On Intel
-        # processors the same variable would hurt.
-        settings["MKL_DEBUG_CPU_TYPE"] = "5"
-    return settings
-
-
-_settings = _processor_settings()
+_settings = {  # environment variables for Paddle's CPU build
+    "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),  # Paddle's own default is 1
+    # Transposed views instead of copies sound cheap, but each CPU kernel that reads one copies it slowly: a step of
+    # `digits` takes 75 ms without them and 144 ms with.
+    "FLAGS_use_stride_kernel": "0",
+}
+_cpuinfo = Path("/proc/cpuinfo")
+if _cpuinfo.exists() and "AuthenticAMD" in _cpuinfo.read_text():
+    # Paddle links an old MKL that takes a slow path on AMD: 25 against 150 GFLOP/s in float32. On Intel it would hurt.
+    _settings["MKL_DEBUG_CPU_TYPE"] = "5"
 _of_parent = os.environ.get("REPRODUCE_SETTINGS", "").split()  # one that is of this project had set them for itself
 SET_HERE = {  # and not by the user: for this process alone
     name for name in _settings if not os.environ.get(name) or f"{name}={os.environ[name]}" in _of_parent

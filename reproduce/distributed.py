@@ -21,29 +21,34 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_
 from common.errors import UserError
 from data.sampling import pieces
 
+MANY = 10_000  # processes or nodes
+_FROM_LAUNCHER = "as our launcher sets it; unset it and start several processes with NPROC=k bash run_train.sh"
 _waits = itertools.count()
 _TIME_TO_COME = 900  # seconds, as in Paddle's store
 _PATIENCE = 1800  # seconds; the launcher notices at once when a process of its node ends
 
 
+def number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
+    """A whole number from the environment; UserError where it is none of `numbers`."""
+    text = os.environ.get(variable) or default
+    if not text.isdecimal() or int(text) not in numbers:
+        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
+    return int(text)
+
+
 def rank() -> int:
     """Number of this process, from 0."""
-    return _place()[0]
+    return number_from("PADDLE_TRAINER_ID", "0", range(size()), _FROM_LAUNCHER)
 
 
 def size() -> int:
     """Number of processes."""
-    return _place()[1]
+    return number_from("PADDLE_TRAINERS_NUM", "1", range(1, MANY), _FROM_LAUNCHER)
 
 
-def _place() -> tuple[int, int]:
-    """(rank, size) as the launcher has set them; UserError where something else has set what makes no sense."""
-    names = {"PADDLE_TRAINER_ID": "0", "PADDLE_TRAINERS_NUM": "1", "PADDLE_NNODES": "1"}
-    rank, size, nodes = found = [os.environ.get(name, default) for name, default in names.items()]
-    if not (rank.isdecimal() and size.isdecimal() and nodes.isdecimal() and int(rank) < int(size)):
-        text = f"{', '.join(names)} are {', '.join(found)}: there is no such process"
-        raise UserError(f"{text}; unset them and start several processes with NPROC=k bash run_train.sh")
-    return int(rank), int(size)
+def nodes() -> int:
+    """Number of machines."""
+    return number_from("PADDLE_NNODES", "1", range(1, MANY), _FROM_LAUNCHER)
 
 
 def is_main() -> bool:
@@ -86,8 +91,7 @@ def _await_first_process() -> None:
 
 def described() -> str:
     """For the line that names the device; "" with one process."""
-    nodes = os.environ.get("PADDLE_NNODES", "1")
-    return f", {size()} processes on {nodes} node(s)" if size() > 1 else ""
+    return f", {size()} processes on {nodes()} node(s)" if size() > 1 else ""
 
 
 def share(length: int) -> slice:

@@ -9,7 +9,6 @@ The first process of a node writes to the terminal, the others to files. Signals
 their time to save. When one fails the others are ended, and its last lines are shown. Nothing outlives this process.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -26,8 +25,8 @@ from common.errors import UserError
 from common.system import end_with_parent
 from reproduce import SET_HERE
 from reproduce.cli import SIGNALS, run_command
+from reproduce.distributed import MANY, number_from
 
-_MANY = 10_000  # processes or nodes
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
 _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it was told
@@ -36,8 +35,8 @@ _TIME_TO_STOP = 60  # seconds, for the processes beside one that stopped as it w
 def main() -> None:
     gpus = paddle.device.cuda.device_count()
     one_each = "the processes of a node, at most one a GPU (on the CPU with CUDA_VISIBLE_DEVICES='')"
-    local = _number_from("NPROC", str(gpus or 1), range(1, (gpus or _MANY) + 1), one_each)
-    nodes = _number_from("NNODES", "1", range(1, _MANY), "the nodes of this run")
+    local = number_from("NPROC", str(gpus or 1), range(1, (gpus or MANY) + 1), one_each)
+    nodes = number_from("NNODES", "1", range(1, MANY), "the nodes of this run")
     command = [sys.executable, "-u", "-m", *sys.argv[1:]]
     if local == 1 and nodes == 1:
         if gpus:  # else Paddle opens a context on every visible GPU when it frees memory
@@ -67,20 +66,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def _number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
-    """A whole number from the environment."""
-    text = os.environ.get(variable) or default
-    if not text.isdecimal() or int(text) not in numbers:
-        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
-    return int(text)
-
-
 def _place(nodes: int) -> tuple[int, str, int]:
     """(this node, address of the first node, port there), from NODE_RANK and MASTER where there are several nodes."""
     if nodes == 1:
         with socket.create_server(("", 0)) as free:
             return 0, "127.0.0.1", free.getsockname()[1]
-    node = _number_from("NODE_RANK", "", range(nodes), f"which of NNODES={nodes} this node is")
+    node = number_from("NODE_RANK", "", range(nodes), f"which of NNODES={nodes} this node is")
     master = os.environ.get("MASTER", "")
     host, _, port = master.rpartition(":")
     try:
@@ -103,8 +94,7 @@ def _environment(rank: int, local: int, nodes: int, address: str, port: int, on_
     endpoints = [f"{address}:{port + 1 + each}" for each in range(nodes * local)]  # names only
     if "OMP_NUM_THREADS" in SET_HERE:
         given["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // local))
-    if "NCCL_DEBUG" not in given and "GLOG_v" not in given:
-        given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
+    given.setdefault("GLOG_minloglevel", "2")  # without Paddle's notes on its sockets
     if nodes == 1:
         given.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo wants this machine's name to have an address
     if on_gpu:
@@ -125,10 +115,12 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
 
     Returns the number in this node of the one that failed first, 0 if none did, and all their exit codes.
     """
-    received: list[int] = []  # signals to pass on
-    for number in SIGNALS:
-        signal.signal(number, lambda number, frame: received.append(number))
     running: list[subprocess.Popen] = []
+
+    def pass_on(number, frame):
+        for process in running:
+            process.send_signal(number)
+
     try:
         for environment, log in zip(environments, logs, strict=True):
             with open(log, "wb") as file:
@@ -137,8 +129,14 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
                 # in a session of their own: Ctrl-C reaches them once, through this process
                 options = {"start_new_session": True, "preexec_fn": end_with_parent}
                 running.append(subprocess.Popen(command, env=environment, **streams, **options))
-        first = _wait(running, received)
-        _end(running, running[first].returncode)
+        for number in SIGNALS:  # until here they end this process, and the others with it
+            signal.signal(number, pass_on)
+        first = _wait(running)
+        # The others may save what they have, or say the same error of a user; one that waits for a message is killed.
+        stopped = running[first].returncode - 128 in SIGNALS
+        until = time.monotonic() + (_TIME_TO_STOP if stopped else _TIME_TO_END)
+        while None in [process.poll() for process in running] and time.monotonic() < until:
+            time.sleep(0.1)
     finally:
         for process in running:
             process.kill()
@@ -146,8 +144,8 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
     return first, [process.returncode for process in running]
 
 
-def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
-    """Pass on signals until one has failed, and return its number; 0 when all have ended well."""
+def _wait(running: list[subprocess.Popen]) -> int:
+    """Return the number of the process that failed, as soon as one has; 0 when all have ended well."""
     while True:
         codes = [process.poll() for process in running]
         failed = [number for number, code in enumerate(codes) if code]
@@ -155,29 +153,7 @@ def _wait(running: list[subprocess.Popen], received: list[int]) -> int:
             return min(failed, key=lambda number: codes[number] == -signal.SIGABRT)
         if None not in codes:
             return 0
-        while received:
-            number = received.pop(0)
-            for process in running:
-                process.send_signal(number)
         time.sleep(0.1)
-
-
-def _end(running: list[subprocess.Popen], code: int) -> None:
-    """See that the processes beside one that ended with `code` end too; those that were told to stop may save."""
-    if code == 2:  # the error of a user, which the first one mostly has too, and says
-        _wait_for(running[:1], _TIME_TO_END)
-    if code - 128 in SIGNALS:
-        _wait_for(running, _TIME_TO_STOP)
-    for process in running:
-        process.terminate()
-    _wait_for(running, _TIME_TO_END)
-
-
-def _wait_for(processes: list[subprocess.Popen], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0, until - time.monotonic()))
 
 
 if __name__ == "__main__":

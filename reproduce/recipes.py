@@ -28,7 +28,6 @@ def setting(default, help: str, choices=(), hardware: bool = False, **limits):
 
 
 share = functools.partial(setting, at_least=0, below=1)
-random_seed = functools.partial(setting, at_least=0, below=2**63)
 machine = functools.partial(setting, hardware=True)
 
 
@@ -45,7 +44,7 @@ class Recipe:
     validation_per_class: int = setting(10, "training images of each class held out to validate; 0 = none", at_least=0)
     validation_share: float = share(0.0, "share of each class held out instead (0.1 = 90/10); 0 = off")
     strict: bool = setting(False, "stop at a picture of a table that cannot be read; off: leave it out, with its name")
-    split_seed: int = random_seed(0, "which images the two options above choose; the same in a study")
+    split_seed: int = setting(0, "which images these options choose; the same in a study", at_least=0, below=2**63)
     image_size: int = setting(384, "pixels a side after cropping and resizing", at_least=1)
     scale: str = setting("-1..1", "what pixel values become; imagenet = its mean and deviation", tuple(SCALES))
     crop_min_area: float = setting(0.05, "smallest random crop, share of the area; 1 = off", above=0, at_most=1)
@@ -77,7 +76,7 @@ class Recipe:
     momentum: float = share(0.9, "momentum of SGD; 0 = plain SGD")
     weight_decay: float = setting(0.0, "L2 coefficient; 0 = off", at_least=0)
     max_grad_norm: float = setting(1.0, "global L2 norm that gradients are clipped to; 0 = off", at_least=0)
-    seed: int = random_seed(42, "seed of order, crops, dropout and initial weights")
+    seed: int = setting(42, "seed of order, crops, dropout and initial weights", at_least=0, below=2**63)
 
     # evaluation
     eval_every: int = setting(100, "updates between two validations; 0 = no evaluation at all", at_least=0)
@@ -95,11 +94,6 @@ class Recipe:
     save_every: int = machine(0, "updates between two saved states; 0 = 100, on a GPU 10 minutes", at_least=0)
     log_every: int = machine(10, "updates between two training records", at_least=1)
 
-    @property
-    def holds_out(self) -> bool:
-        """Whether there are validation images."""
-        return self.validation_per_class > 0 or self.validation_share > 0
-
     def split(self) -> dict:
         """The options of `data.load_dataset` and `data.dataset_sizes` that choose images."""
         names = ("train_per_class", "validation_per_class", "validation_share", "split_seed")
@@ -115,56 +109,113 @@ class Recipe:
         return {f.name: getattr(self, f.name) for f in SETTINGS if not f.metadata["hardware"]}
 
 
-def _changed(base: Recipe, name: str, summary: str, **changes) -> Recipe:
-    return dataclasses.replace(base, name=name, summary=summary, **changes)
+RECIPES: dict[str, Recipe] = {}
+HEADLINE, SMALL = "cifar100_vit_b16_rdrop", "digits"
+SETTINGS = dataclasses.fields(Recipe)[2:]  # all but name and summary
 
 
-_HEADLINE = Recipe(
-    "cifar100_vit_b16_rdrop",
+def _recipe(name: str, summary: str, like: Recipe = Recipe("", ""), **settings) -> Recipe:
+    """Enter a recipe: the one it is `like`, or the defaults, but for these settings."""
+    RECIPES[name] = dataclasses.replace(like, name=name, summary=summary, **settings)
+    return RECIPES[name]
+
+
+_LARGE = {"model": "ViT-L_16", "pretrained": "checkpoints/pretrained/ViT-L_16.npz"}
+_BASE = {"model": "ViT-B_16", "pretrained": "checkpoints/pretrained/ViT-B_16.npz"}
+_TINY = {"model": "ViT-Ti_16", "pretrained": "checkpoints/pretrained/vit_tiny_patch16_224.safetensors"}
+
+_headline = _recipe(
+    HEADLINE,
     "the headline: ViT-B/16 + R-Drop on CIFAR-100 as the official code trains it; paper 93.29 %",
-    pretrained="checkpoints/pretrained/ViT-B_16.npz",
+    **_BASE,
     alpha=0.3,  # dropreg/R-Drop vit_src/train.py --alpha; times (KL + KL'), so the paper's 0.6
     kl_sum_over=32,  # its micro-batches of 512 // 16 images, over which it sums the KL
     test_every=1000,
 )
-_LARGE = {"model": "ViT-L_16", "pretrained": "checkpoints/pretrained/ViT-L_16.npz"}
-_TINY = {"model": "ViT-Ti_16", "pretrained": "checkpoints/pretrained/vit_tiny_patch16_224.safetensors"}
+_recipe("cifar100_vit_b16_baseline", "the same without R-Drop; paper 92.64 %", _headline, num_views=1)
+_recipe(
+    "cifar100_vit_b16_rdrop_224",
+    "what a co-author answered in issue #25 of the official code: 224 px, rate 8e-3, 20,000 steps",
+    _headline,
+    image_size=224,
+    learning_rate=8e-3,
+    num_steps=20_000,
+)
+_recipe(
+    "cifar100_vit_b16_fast",
+    "half an hour on an A100 by the estimate: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
+    **_BASE,
+    image_size=224,
+    num_steps=7660,  # 10 epochs of 49,000 images
+    batch_size=64,
+    warmup_steps=383,  # 5 %, as the headline
+    eval_every=766,
+)
+_recipe("cifar100_vit_l16_rdrop", "ViT-L/16 + R-Drop; paper 93.85 %", _headline, **_LARGE)
+_recipe("cifar100_vit_l16_baseline", "ViT-L/16 without R-Drop; paper 93.44 %", _headline, **_LARGE, num_views=1)
+_recipe(
+    "cifar100_vit_b16_best",
+    "not run by anyone yet: the headline from AugReg's weights and with mirrored images, which others used",
+    _headline,
+    pretrained="checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
+    flip=True,
+)
+_recipe("imagenet_vit_b16_rdrop", "ViT-B/16 + R-Drop on ImageNet folders; paper 84.38 %", _headline, dataset="imagenet")
+_recipe(
+    "cifar10_vit_b16_rdrop",
+    "ViT-B/16 + R-Drop on CIFAR-10; the paper gives no figure",
+    _headline,
+    dataset="cifar10",
+    validation_per_class=100,
+)
 
-_TI16 = Recipe(
+# For a CPU; the paper's alpha 0.3 is for 10,000 steps, and a much stronger KL slows so short a schedule down.
+_SHORT = {"alpha": 1.0, "batch_size": 64, "micro_batch_size": 64}
+_ti16 = _recipe(
     "cifar100_vit_ti16",
     "small and real: ViT-Ti/16 from an ImageNet file, 50 CIFAR-100 images a class, minutes on a CPU",
     **_TINY,
+    **_SHORT,
     image_size=64,
     train_per_class=50,
-    alpha=1.0,  # the paper's 0.3 is for 10,000 steps; a much stronger KL slows so short a schedule down
     num_steps=400,
-    batch_size=64,
-    micro_batch_size=64,
     learning_rate=0.05,
     warmup_steps=40,
     eval_batch_size=250,
-    save_every=50,
 )
-
-_DIGITS = Recipe(
-    "digits",
+_recipe("cifar100_vit_ti16_few", "the same with 10 images a class: 400 steps are 26 epochs", _ti16, train_per_class=10)
+_recipe(
+    SMALL,
     "a small ViT + R-Drop from scratch on 1,797 handwritten digits, one to three minutes on 2 cores",
+    **_SHORT,
     dataset="digits",
     validation_per_class=20,
     image_size=8,
     crop_min_area=0.8,
     model="ViT-digits",
-    alpha=1.0,
     num_steps=1000,
-    batch_size=64,
-    micro_batch_size=64,
     learning_rate=0.1,
     warmup_steps=100,
     eval_batch_size=500,
-    save_every=100,
 )
 
-_GROWTH = Recipe(
+_images = _recipe(
+    "images_vit_b16",
+    "your own pictures, folders or a table (--data_dir): ViT-B/16 + R-Drop at 224 px, 10 epochs",
+    **_BASE,
+    dataset="images",
+    validation_per_class=0,
+    validation_share=0.1,
+    image_size=224,
+    crop_min_area=0.2,  # a small object must stay in the picture
+    flip=True,
+    num_epochs=10,
+    batch_size=64,
+    warmup_steps=50,
+    eval_batch_size=64,
+)
+_recipe("images_vit_ti16", "the same with ViT-Ti/16, for a CPU or few pictures", _images, **_TINY)
+_recipe(
     "growth_stages",
     "the blog's example: Res2Net50 and SE-ResNet50 side by side on pictures of growth stages (--data_dir)",
     dataset="growth_stages",
@@ -191,92 +242,6 @@ _GROWTH = Recipe(
     log_every=1,
 )
 
-_IMAGES = Recipe(
-    "images_vit_b16",
-    "your own pictures, folders or a table (--data_dir): ViT-B/16 + R-Drop at 224 px, 10 epochs",
-    dataset="images",
-    validation_per_class=0,
-    validation_share=0.1,
-    image_size=224,
-    crop_min_area=0.2,  # a small object must stay in the picture
-    flip=True,
-    pretrained="checkpoints/pretrained/ViT-B_16.npz",
-    num_epochs=10,
-    batch_size=64,
-    warmup_steps=50,
-    eval_batch_size=64,
-)
-
-_ALL = (
-    _HEADLINE,
-    _changed(_HEADLINE, "cifar100_vit_b16_baseline", "the same without R-Drop; paper 92.64 %", num_views=1),
-    _changed(
-        _HEADLINE,
-        "cifar100_vit_b16_rdrop_224",
-        "what a co-author answered in issue #25 of the official code: 224 px, rate 8e-3, 20,000 steps",
-        image_size=224,
-        learning_rate=8e-3,
-        num_steps=20_000,
-    ),
-    Recipe(
-        "cifar100_vit_b16_fast",
-        "half an hour on an A100 by the estimate: ViT-B/16 + R-Drop at 224 px, 10 epochs of CIFAR-100; not run by us",
-        pretrained=_HEADLINE.pretrained,
-        image_size=224,
-        num_steps=7660,  # 10 epochs of 49,000 images
-        batch_size=64,
-        warmup_steps=383,  # 5 %, as the headline
-        eval_every=766,
-    ),
-    _changed(_HEADLINE, "cifar100_vit_l16_rdrop", "ViT-L/16 + R-Drop; paper 93.85 %", **_LARGE),
-    _changed(_HEADLINE, "cifar100_vit_l16_baseline", "ViT-L/16 without R-Drop; paper 93.44 %", **_LARGE, num_views=1),
-    _changed(
-        _HEADLINE,
-        "cifar100_vit_b16_best",
-        "not run by anyone yet: the headline from AugReg's weights and with mirrored images, which others used",
-        pretrained="checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
-        flip=True,
-    ),
-    _changed(
-        _HEADLINE,
-        "imagenet_vit_b16_rdrop",
-        "ViT-B/16 + R-Drop on ImageNet folders; paper 84.38 %",
-        dataset="imagenet",
-    ),
-    _changed(
-        _HEADLINE,
-        "cifar10_vit_b16_rdrop",
-        "ViT-B/16 + R-Drop on CIFAR-10; the paper gives no figure",
-        dataset="cifar10",
-        validation_per_class=100,
-    ),
-    _TI16,
-    _changed(
-        _TI16,
-        "cifar100_vit_ti16_few",
-        "the same with 10 images a class, so that 400 steps are 26 epochs",
-        train_per_class=10,
-    ),
-    _DIGITS,
-    _IMAGES,
-    _changed(_IMAGES, "images_vit_ti16", "the same with ViT-Ti/16, for a CPU or few pictures", **_TINY),
-    _GROWTH,
-    _changed(
-        _GROWTH,
-        "growth_stages_vit",
-        "ViT-Ti/16 from an ImageNet file with R-Drop on the same pictures, 224 px",
-        **_TINY,
-        second_model="",
-        image_size=224,
-        scale="-1..1",
-        dropout=0.1,
-    ),
-)
-
-RECIPES = {recipe.name: recipe for recipe in _ALL}
-HEADLINE, SMALL = _HEADLINE.name, _DIGITS.name
-SETTINGS = dataclasses.fields(Recipe)[2:]  # all but name and summary
-
 
 def get_recipe(name: str, **changes) -> Recipe:
     """The named recipe with single fields changed. Raises UserError for an unknown name or a bad value.
@@ -291,12 +256,6 @@ def get_recipe(name: str, **changes) -> Recipe:
     if steps is not None:
         changes["num_epochs"] = 0
     recipe = dataclasses.replace(RECIPES[name], **changes)
-    check(recipe)
-    return recipe
-
-
-def check(recipe: Recipe) -> None:
-    """Raise UserError for the first value that cannot be trained, naming the option and what it may be."""
     for field in SETTINGS:
         if wrong := what_is_wrong(field, getattr(recipe, field.name)):
             raise UserError(f"--{field.name} {getattr(recipe, field.name)}: {wrong}")
@@ -304,8 +263,9 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"--second_pretrained {recipe.second_pretrained}: there is no second network; say --pretrained")
     if recipe.second_model and recipe.num_views != 2:
         raise UserError(f"--second_model {recipe.second_model}: two networks are two views; leave --num_views at 2")
-    if recipe.select_on == "validation" and not recipe.holds_out:
+    if recipe.select_on == "validation" and not recipe.validation_per_class and not recipe.validation_share:
         raise UserError("--validation_per_class 0: no images to choose the best on; hold some out, or --select_on test")
+    return recipe
 
 
 def what_is_wrong(field: dataclasses.Field, value) -> str:
@@ -324,16 +284,11 @@ def what_is_wrong(field: dataclasses.Field, value) -> str:
 def add_options(parser) -> None:
     """Add one option for each setting; an option that is not given is absent from the result."""
     for field in SETTINGS:
-        text, choices = field.metadata["help"], field.metadata["choices"]
+        text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
         if choices:
             text += f" ({', '.join(choices)})"
-        parser.add_argument(
-            f"--{field.name}",
-            type=_switch if field.type is bool else field.type,
-            default=argparse.SUPPRESS,
-            metavar=field.type.__name__.upper(),
-            help=text.replace("%", "%%"),
-        )
+        kind, metavar = _switch if field.type is bool else field.type, field.type.__name__.upper()
+        parser.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def _switch(text: str) -> bool:

@@ -130,7 +130,7 @@ def machine() -> dict:
         "processor": processor[1].strip() if processor else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "processes": distributed.size(),
-        "nodes": int(os.environ.get("PADDLE_NNODES", "1")),
+        "nodes": distributed.nodes(),
         "settings": PROCESSOR_SETTINGS,
         "device": paddle.get_device(),
         "gpu": paddle.device.cuda.get_device_name() if on_gpu() else None,

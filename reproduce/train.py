@@ -23,19 +23,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 
-from data import DataSet, fingerprint, load_dataset
+from data import DataSet, load_dataset
 from data.augment import Augmentation
 from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
 from models import build
 from models.fast_cpu import speed_up
 from models.weights import load_pretrained
-from reproduce import checkpoint, distributed
+from reproduce import distributed
+from reproduce.checkpoint import Run
 from reproduce.cli import StopRequest, is_out_of_memory, on_gpu, run_command, say
 from reproduce.job import Job, finish, prepare
 from reproduce.optim import apply_gradients, clip, global_norm, learning_rate, loss_scaler, make_optimizer
 from reproduce.rdrop import RDropLoss, rdrop_loss
 from reproduce.recipes import Recipe
-from reproduce.run import Run
 
 AMP_DTYPES = {"fp32": "float16", "bf16": "bfloat16", "fp16": "float16"}  # auto_cast is off in fp32
 
@@ -48,27 +48,22 @@ def main() -> None:
 
 
 def train(job: Job) -> dict:
-    """Train `job.recipe` from the run's newest checkpoint, or from the start.
+    """Train `job.recipe` from the run's newest checkpoint, or from the start; returns the result as run.json has it.
 
-    Returns the test metrics of the last and of the best weights (see evaluate.py), as run.json has them; without
-    evaluation (eval_every 0) there are none, and no best weights.
-    Raises UserError for data, weights or settings that cannot be used, and for a loss that is not finite; Stopped
-    when a signal asked for it, after saving.
+    Raises UserError for data, weights or settings that cannot be used and for a loss that is not finite, and Stopped,
+    after saving, when a signal asked for it.
     """
     recipe = job.recipe
-    state = checkpoint.load_latest(job.saved)
     data = load_data(recipe)
     model = build_network(recipe, len(data.class_names), job.fused)
     optimizer = make_optimizer(recipe, model)
     scaler = loss_scaler(recipe)
-    run = Run(job, data, model, optimizer, scaler, state, fingerprint(data))
-    del state  # its memory
+    run = Run(job, data, model, optimizer, scaler)
     model.train()
     with StopRequest() as stop, run.bar:
-        run.catch_up(stop)
         for step, found in updates(recipe, model, optimizer, scaler, data.train, run.step + 1):
             run.record(step, found)
-            run.validate_if_due(stop)
+            run.validate_if_due()
             run.save_if_due(stop)
         return run.final_evaluation()
 
@@ -194,12 +189,10 @@ def micro_batches(recipe: Recipe, images, first: int, size: int):
     return ahead(stream) if on_gpu() else stream
 
 
-def pieces_of_a_batch(recipe: Recipe, size: int) -> list[slice]:
+def pieces_of_a_batch(recipe: Recipe, size: int) -> list[range]:
     """The pieces of one update's batch that this process computes one after the other."""
-    own = distributed.share(recipe.batch_size)
-    length = own.stop - own.start
-    cut = pieces(length, math.ceil(length / size))
-    return [slice(own.start + piece.start, own.start + piece.stop) for piece in cut]
+    own = range(recipe.batch_size)[distributed.share(recipe.batch_size)]
+    return [own[piece] for piece in pieces(len(own), math.ceil(len(own) / size))]
 
 
 def ahead(stream, count: int = 2):

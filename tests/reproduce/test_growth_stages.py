@@ -150,7 +150,7 @@ def test_the_runs_to_compare_with(photos, changes):
 def test_a_run_is_not_continued_on_other_pictures(tmp_path, photos):
     shutil.copytree(photos, tmp_path / "photos")
     short = ("--pretrained", "", "--image_size", 32, "--save_every", 1, "--workers", 0)
-    run = Run(tmp_path, "growth_stages_vit", "--data_dir", tmp_path / "photos", *short)
+    run = Run(tmp_path, "images_vit_ti16", "--batch_size", 32, "--data_dir", tmp_path / "photos", *short)
     process = run.start()
     run.await_step(process, 3)
     process.kill()

@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from models import build
-from reproduce import checkpoint, optim, run
+from reproduce import checkpoint, optim
 from reproduce.optim import learning_rate
 from reproduce.recipes import get_recipe
 
@@ -108,11 +108,11 @@ def test_updates_that_all_overflow_end_the_run(tmp_path, as_on_a_gpu):
     self = SimpleNamespace(scaler=paddle.amp.GradScaler(), _skipped=0, saved=tmp_path)
     overflow, fine = ({"loss": 1.0, "gradient_norm": norm} for norm in (math.inf, 1.0))
     for step, found in enumerate([overflow] * 20 + [fine] + [overflow] * 20, 1):
-        run.Run._check_finite(self, step, found)
+        checkpoint.Run._check_finite(self, step, found)
     with pytest.raises(
         UserError, match=r"step 42: the gradient norm is inf; no checkpoint yet\. Lower --learning_rate"
     ):
-        run.Run._check_finite(self, 42, overflow)
+        checkpoint.Run._check_finite(self, 42, overflow)
     self = SimpleNamespace(scaler=paddle.amp.GradScaler(enable=False), _skipped=0, saved=tmp_path)
     with pytest.raises(UserError, match="step 1: the gradient norm is inf"):
-        run.Run._check_finite(self, 1, overflow)
+        checkpoint.Run._check_finite(self, 1, overflow)

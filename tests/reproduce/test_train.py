@@ -26,11 +26,11 @@ from visualdl import LogReader
 from data import load_dataset
 from models import build_model, model_config
 from models.weights import read_weights
-from reproduce import ROOT, checkpoint, cli, curves, optim, run, train
+from reproduce import ROOT, checkpoint, cli, curves, optim, train
+from reproduce.checkpoint import training_record
 from reproduce.job import Job, finish
 from reproduce.optim import clip, global_norm, loss_scaler, make_optimizer
 from reproduce.recipes import get_recipe
-from reproduce.run import training_record
 
 SHORT = ("digits", "--num_steps", 24, "--warmup_steps", 4, "--eval_every", 8, "--batch_size", 16, "--log_every", 4)
 SHORT += ("--save_every", 5, "--run", "short")
@@ -138,8 +138,8 @@ def test_on_a_gpu_a_run_is_saved_by_time_and_records_its_memory(tmp_path, monkey
         clock[0] += 240
         return step(*arguments)
 
-    monkeypatch.setattr(run, "on_gpu", lambda: True)
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
+    monkeypatch.setattr(checkpoint, "on_gpu", lambda: True)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter))
     monkeypatch.setattr(paddle.device.cuda, "max_memory_reserved", lambda: 3 * 2**30)
     monkeypatch.setattr(checkpoint, "save", saving)
     monkeypatch.setattr(train, "train_step", four_minutes_later)
