@@ -3,11 +3,9 @@
 import argparse
 import contextlib
 import os
-import shlex
 import signal
 import sys
 import time
-from pathlib import Path
 
 import paddle
 
@@ -62,18 +60,6 @@ class StopRequest:
         self.signal = self.signal or number
 
 
-def _command_to_continue() -> str:
-    """What the user types to go on with the run of this process."""
-    if "RDROP_SBATCH" in os.environ:  # run_train.sh was submitted; with which nodes and GPUs, only its user knows
-        return "the same sbatch command"
-    names = ("NPROC", "NNODES", "NODE_RANK", "MASTER")
-    words = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
-    words += ["bash", "run_train.sh"]
-    if Path(sys.argv[0]).stem == "study":
-        words.append("--study")
-    return shlex.join(words + [word for word in sys.argv[1:] if word != "--restart"])
-
-
 def run_command(main) -> None:
     """Run `main()`; a user's error ends in one line on stderr and exit code 2, a defect in its traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -83,7 +69,8 @@ def run_command(main) -> None:
     except Stopped as stopped:
         number, where = stopped.args
         if distributed.is_main():
-            text = f"stopped by {signal.Signals(number).name} {where}. Continue with: {_command_to_continue()}"
+            without = ", without --restart," if "--restart" in sys.argv else ""
+            text = f"stopped by {signal.Signals(number).name} {where}. The same command{without} continues"
             with contextlib.suppress(OSError):  # a terminal that is gone
                 print(text, file=sys.stderr)
         else:

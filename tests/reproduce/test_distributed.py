@@ -216,7 +216,7 @@ def test_slurm_starts_the_script_on_each_node(tmp_path):
     job.send_signal(signal.SIGUSR1)  # ahead of the time limit
     assert job.wait(timeout=120) == 138
     output = (tmp_path / "output.txt").read_text()
-    assert "stopped by SIGUSR1" in output and "the same sbatch command" in output, output
+    assert "stopped by SIGUSR1" in output and "The same command continues" in output, output
     assert submit().wait(timeout=300) == 0
     header = json.loads((run.logs / "run.json").read_text())
     assert header["finished"] and header["machine"]["nodes"] == 2 and header["continued_after_step"] >= 10

@@ -36,10 +36,7 @@ def test_signals_save_at_the_next_step_and_the_run_continues(tmp_path, unbroken,
         last = run.stderr.strip().splitlines()[-1]
         step = load_latest(run.saved).progress.step
         assert f"stopped by {number.name} after step {step}; the last checkpoint is {run.states()[-1]}" in last
-        command = "" if processes == 1 else "NPROC=2 "
-        assert (
-            last.split("Continue with: ")[1].removeprefix("NPROC=1 ").startswith(f"{command}bash run_train.sh digits")
-        )
+        assert last.endswith(". The same command continues")
     assert run.finish() == 0
     if processes == 1:
         assert_same(run, unbroken)
