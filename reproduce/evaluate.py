@@ -8,6 +8,7 @@ prints top-1, top-5, mean negative log-likelihood and calibration error over eve
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -181,6 +182,8 @@ def main(argv=None) -> None:
     options = parse(_parser(), argv)
     if options.workers < 0 or (options.batch_size is not None and options.batch_size < 1):
         raise UserError("--batch_size must be at least 1, and --workers at least 0")
+    if options.output and Path(options.output).is_dir():  # said now and not after the evaluation
+        raise UserError(f"--output {options.output}: is a folder; give the path of a file")
     device = choose_device(options.device)
     distributed.start()
     model, weights, report = model_from_file(options.weights, **chosen_of(options))

@@ -137,12 +137,11 @@ def _settle(job: Job, options) -> None:
 def _say_estimates(job: Job, config: ViTConfig, sizes: Sizes, gpu: plan.Gpu | None) -> None:
     recipe, processes = job.recipe, distributed.size()
     at_once = min(recipe.micro_batch_size, math.ceil(recipe.batch_size / processes))
-    training = plan.memory_bytes(recipe, config, at_once, job.fused)
-    gib = max(training, plan.evaluation_memory_bytes(recipe, config)) / 2**30
+    gib = plan.memory_bytes(recipe, config, at_once, job.fused) / 2**30
     where = "GiB a process" if gpu is None else f"of {gpu.gib:.0f} GiB a GPU"
     say("memory", f"about {gib:.3g} {where} (estimate)")
     if gpu is not None and gib > gpu.gib:
-        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size or --eval_batch_size")
+        say("warning", f"that is more than {gpu.name} has; lower --micro_batch_size")
     training, evaluation = plan.flops_of_run(recipe, config, sizes)
     say("work", f"{training:.3e} FLOPs in training, {evaluation:.3e} in evaluation (matrix products)")
     say("time", plan.time_needed(training, evaluation, recipe.precision, gpu, processes))

@@ -147,17 +147,6 @@ def memory_bytes(recipe: Recipe, config: ViTConfig, images: int, fused: bool) ->
     return each * count_parameters(config) + images * recipe.num_views * kept
 
 
-def evaluation_memory_bytes(recipe: Recipe, config: ViTConfig) -> int:
-    """Of one process in an evaluation: weights, the optimizer's, and the largest part of a block, in fp32."""
-    if not recipe.eval_every:
-        return 0
-    t, d = config.tokens, config.width
-    attention = 2 * config.heads * t * t + 5 * t * d  # scores and weights; the block's input, its norm, q, k, v
-    mlp = 2 * t * config.mlp_width + 3 * t * d
-    copies = 3 if recipe.optimizer == "adam" else 2
-    return 4 * (copies * count_parameters(config) + recipe.eval_batch_size * max(attention, mlp))
-
-
 def activation_bytes(config: ViTConfig, precision: str, fused: bool, recompute: bool = False) -> int:
     """What one image keeps for the backward pass; an upper estimate.
 

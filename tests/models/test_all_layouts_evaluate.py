@@ -113,6 +113,7 @@ def test_odd_recipes_in_the_metadata_are_errors(recipe, tmp_path):
         ("--heads", "0", "heads 0: must be from 1 to 16,384"),
         ("--layer_norm_epsilon", "nan", "layer_norm_epsilon nan: must be at least 0"),
         ("--layer_norm_epsilon", "1", "layer_norm_epsilon 1.0: must be at least 0 and less than 1"),
+        ("--output", ".", r"--output \.: is a folder"),
     ],
 )
 def test_odd_options_are_errors(option, value, message):
