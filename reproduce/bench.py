@@ -1,16 +1,16 @@
 """Measure time and memory of this project beside PyTorch and plain Paddle, in pairs within one run.
 
-    python -m reproduce.bench --out logs/bench             all parts, 7 repetitions: half an hour on 2 cores
-    python -m reproduce.bench --part step_b16 --repeat 1 --competitor pytorch     a look; writes nothing
-    python -m reproduce.bench --against ../before --competitor against            before and after, by another clone
+    python -m reproduce.bench --out logs/bench              all parts, 7 repetitions: an hour on 2 cores
+    python -m reproduce.bench --part step_ti16 --repeat 1   a look; writes nothing
+    python -m reproduce.bench --against ../before           before and after: beside another clone alone
 
     step_b16     a training step of ViT-B/16, 224 px, 8 images: R-Drop and one view here, R-Drop in PyTorch (timm), and
                  here without models/fast_cpu.py
     step_ti16    the same of ViT-Ti/16, 64 px, 64 images
     evaluation   ViT-Ti/16 at 224 px on images it only reads: here, PyTorch
 
-Each competitor is measured beside ours: two processes that take turns, on the CPU, in float32. Close other programs
-first: they slow both, and not alike. PyTorch and timm come with `source setup_env.sh dev`.
+Each competitor is measured beside ours: they take turns, each in a process of its own, on the CPU, in float32. Close
+other programs first: they slow both, and not alike. PyTorch and timm come with `source setup_env.sh dev`.
 
 `--out FOLDER` writes FOLDER/PART.json with every single measurement.
 """
@@ -21,7 +21,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -42,19 +41,18 @@ from reproduce.run_log import machine
 
 CLASSES = 100
 _WORKER = ROOT / "tests" / "alignment" / "bench_side.py"
-_PAUSE = 0.4  # seconds before each repetition: OpenMP's threads spin for 0.2 after their work
 
 
 # ---- Our side: the functions that training and evaluation call
 
 
 class Step:
-    """Called, it does `steps` training steps on one batch and gives the last loss."""
+    """Called, it does a training step on one batch and gives the loss."""
 
-    def __init__(self, images, labels, *, recipe: str, changes: dict, classes: int, steps: int, fast: bool = True):
+    def __init__(self, images, labels, *, recipe: str, changes: dict, classes: int, fast: bool = True):
         paddle.set_device("cpu")
         self.recipe = dataclasses.replace(RECIPES[recipe], **changes)
-        self.batch, self.steps, self.done = (paddle.to_tensor(images), paddle.to_tensor(labels)), steps, 0
+        self.batch, self.done = (paddle.to_tensor(images), paddle.to_tensor(labels)), 0
         if fast:
             self.model = train.build_network(self.recipe, classes, fused=False)
         else:
@@ -63,10 +61,8 @@ class Step:
         self.updated = self.model, make_optimizer(self.recipe, self.model), loss_scaler(self.recipe)
 
     def __call__(self) -> float:
-        for _ in range(self.steps):
-            self.done += 1
-            found = train.train_step(self.recipe, *self.updated, self.done, iter([self.batch]))
-        return found["loss"]
+        self.done += 1
+        return train.train_step(self.recipe, *self.updated, self.done, iter([self.batch]))["loss"]
 
 
 class Evaluation:
@@ -100,7 +96,7 @@ class Part(NamedTuple):
     name: str
     images: dict  # of the worker's random_images
     sides: list[Side]  # the first is ours
-    at_once: int = 1  # steps in a turn, the mean of whose seconds is one measurement
+    at_once: int = 1  # calls of a task in a turn, the mean of whose seconds is one measurement
 
 
 def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, at_once: int, classes=CLASSES) -> Part:
@@ -110,9 +106,9 @@ def step_part(name: str, recipe_name: str, image_size: int, batch_size: int, at_
     changes = {"image_size": image_size, "batch_size": batch_size, "micro_batch_size": batch_size, "num_views": 2}
     changes |= {"kl_sum_over": batch_size, "precision": "fp32"}
     changes |= {"pretrained": "", "schedule": "constant", "warmup_steps": 0}
-    ours = {"recipe": recipe_name, "changes": changes, "classes": classes, "steps": at_once}
+    ours = {"recipe": recipe_name, "changes": changes, "classes": classes}
     network = {**MODELS[recipe.model], "image_size": image_size, "num_classes": classes, "dropout": recipe.dropout}
-    torch = {"network": network, "alpha": recipe.alpha, "learning_rate": recipe.learning_rate, "steps": at_once}
+    torch = {"network": network, "alpha": recipe.alpha, "learning_rate": recipe.learning_rate}
     sides = [
         Side("ours", "reproduce.bench:Step", ours),
         Side("ours_baseline", "reproduce.bench:Step", {**ours, "changes": {**changes, "num_views": 1}}),
@@ -143,67 +139,18 @@ _ALL = (
 PARTS = {part.name: part for part in _ALL}
 
 
-def chosen_part(name: str, competitors: list[str], clone: Path | None) -> Part:
-    """The part with these competitors alone (none: all), one of which is the code of another clone."""
-    part = PARTS[name]
-    ours, *others = part.sides
-    if clone is not None:
-        if not (clone / "reproduce" / "bench.py").exists():
-            raise UserError(f"--against {clone}: has no reproduce/bench.py; give the folder of a clone of this project")
-        others.append(ours._replace(name="against", folder=clone.resolve()))
-    names = [side.name for side in others]
-    if unknown := set(competitors) - set(names):
-        raise UserError(f"--competitor {' '.join(unknown)}: {name} has {', '.join(names)}")
-    return part._replace(sides=[ours, *(side for side in others if side.name in (competitors or names))])
-
-
 # ---- Measuring
 
 
-@contextlib.contextmanager
-def started(side: Side, images: dict):
-    """Start the process of a side; gives a function that has it do one turn, see `one_turn`."""
-    process = subprocess.Popen(
-        [sys.executable, str(_WORKER), json.dumps([side.task, images, side.options])],
-        cwd=side.folder,
-        # each side settles the processor for itself
-        env={name: value for name, value in os.environ.items() if name not in PROCESSOR_SETTINGS},
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield lambda: one_turn(side.name, process)
-    finally:
-        process.communicate()  # closes its stdin, at which it ends
-
-
-def one_turn(name: str, process) -> dict:
-    """The seconds of a turn, what the task gives, and the peak memory of its process so far.
-
-    Raises UserError when the process has ended by itself.
-    """
-    with contextlib.suppress(BrokenPipeError):  # it has ended, and answers nothing
-        print("go", file=process.stdin, flush=True)
-    if line := process.stdout.readline():
-        return json.loads(line)
-    code = process.wait()
-    raise UserError(f"{name}: its process ended with code {code}; see above, or if -9, close programs that take memory")
-
-
-def measure_pair(part: Part, other: Side, repeat: int) -> tuple[list[dict], list[dict]]:
-    """What `one_turn` gave for ours and for the other side."""
-    with started(part.sides[0], part.images) as ours, started(other, part.images) as theirs:
-        for go in (ours, theirs) * 2:  # warms up; the optimizer's numbers are there from the second step on
-            go()
-        answers = {ours: [], theirs: []}
-        for turn in range(repeat):
-            for go in (ours, theirs) if turn % 2 == 0 else (theirs, ours):
-                time.sleep(_PAUSE)
-                answers[go].append(go())
-            own, others = (found[-1]["seconds"] for found in answers.values())
-            say(part.name, f"turn {turn + 1} of {repeat}: ours {own:.3g} s, {other.name} {others:.3g} s")
-    return answers[ours], answers[theirs]
+def turn(part: Part, side: Side) -> dict:
+    """Mean seconds of a call, the results of all calls, and the peak memory, of a side in a new process."""
+    words = [sys.executable, str(_WORKER), json.dumps([side.task, part.images, side.options, part.at_once])]
+    environment = {name: value for name, value in os.environ.items() if name not in PROCESSOR_SETTINGS}  # its own
+    done = subprocess.run(words, cwd=side.folder, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        text = f"{side.name}: its process ended with code {done.returncode}"
+        raise UserError(f"{text}; see above, or if -9, close programs that take memory")
+    return json.loads(done.stdout)
 
 
 def measure(part: Part, repeat: int) -> dict:
@@ -213,17 +160,23 @@ def measure(part: Part, repeat: int) -> dict:
     for name in ("torch", "timm"):  # versions of the packages that only peers use
         with contextlib.suppress(metadata.PackageNotFoundError):
             record["machine"]["packages"][name] = metadata.version(name)
+    ours, *others = part.sides
     all_of_ours, competitors = [], {}
-    for side in part.sides[1:]:
-        ours, theirs = measure_pair(part, side, repeat)
-        all_of_ours += ours
-        competitors[side.name] = summary(part, theirs, ours)
+    for other in others:
+        found = (ours, []), (other, [])
+        for number in range(repeat):
+            for side, answers in found if number % 2 == 0 else reversed(found):
+                answers.append(turn(part, side))
+            own, theirs = (answers[-1]["seconds"] for _, answers in found)
+            say(part.name, f"turn {number + 1} of {repeat}: ours {own:.3g} s, {other.name} {theirs:.3g} s")
+        all_of_ours += found[0][1]
+        competitors[other.name] = summary(part, found[1][1], found[0][1])
     return {**record, "competitors": {"ours": summary(part, all_of_ours, all_of_ours), **competitors}}
 
 
 def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:
-    """All about one side; seconds are those of one step or pass, its own and ours of the same turn."""
-    seconds, ours = ([answer["seconds"] / part.at_once for answer in side] for side in (answers, beside))
+    """All about one side: its own seconds and ours of the same turn."""
+    seconds, ours = ([answer["seconds"] for answer in side] for side in (answers, beside))
     return {
         **spread(seconds),
         "n": len(seconds),
@@ -232,7 +185,7 @@ def summary(part: Part, answers: list[dict], beside: list[dict]) -> dict:
         "images_per_second": part.images["count"] / median(seconds),
         "seconds": seconds,
         "ours_seconds": ours,
-        "results": [answer["result"] for answer in answers],  # loss or NLL
+        "results": [answer["results"] for answer in answers],  # losses or NLL
     }
 
 
@@ -245,19 +198,23 @@ def main(argv=None) -> None:
     add = parser.add_argument
     add("--part", nargs="+", default=list(PARTS), choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
     add("--repeat", type=int, default=7, help="repetitions of each (default 7)")
-    add("--competitor", nargs="+", default=[], metavar="NAME", help="only these beside ours")
-    add("--against", type=Path, metavar="FOLDER", help="measure the code of another clone of this project too")
+    add("--against", type=Path, metavar="FOLDER", help="another clone of this project, the only competitor then")
     add("--out", type=Path, help="folder for the results; without it nothing is written")
     options = parse(parser, argv)
     if options.repeat < 1:
         raise UserError(f"--repeat {options.repeat}: must be at least 1")
+    if options.against and not (options.against / "reproduce" / "bench.py").exists():
+        raise UserError(f"--against {options.against}: has no reproduce/bench.py; give the folder of a clone")
     choose_device("cpu")
-    parts = [chosen_part(name, options.competitor, options.against) for name in options.part]
     if options.out is None:
         say("note", "nothing will be written; --out FOLDER keeps the results")
     else:
-        options.out.mkdir(parents=True, exist_ok=True)  # now, and not after half an hour of measuring
-    for part in parts:
+        options.out.mkdir(parents=True, exist_ok=True)  # now, and not after an hour of measuring
+    for name in options.part:
+        part = PARTS[name]
+        if options.against:
+            ours = part.sides[0]
+            part = part._replace(sides=[ours, ours._replace(name="against", folder=options.against.resolve())])
         record = measure(part, options.repeat)
         for name, found in record["competitors"].items():
             ratio = "{median:.3f} ({lowest:.3f} to {highest:.3f})".format(**found["ratio_to_ours"])

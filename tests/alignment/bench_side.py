@@ -1,8 +1,7 @@
 """PyTorch's side of `reproduce.bench`, and the process that each side of it runs in.
 
-`reproduce.bench` starts this file by its path. It imports nothing of the project by itself, since importing `reproduce`
-settles the processor, and PyTorch does not run under our settings. Each line on stdin asks for a repetition, and is
-answered by a line of JSON on stdout.
+`reproduce.bench` starts this file by its path and reads the JSON that it prints. It imports nothing of the project by
+itself, since importing `reproduce` settles the processor, and PyTorch does not run under our settings.
 """
 
 import importlib
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+_WARM_UP = 2  # calls; the optimizer's numbers are there from the second step on
 
 
 def _torch_side():
@@ -29,13 +29,13 @@ def _torch_side():
 
 
 class TorchStep:
-    """timm's ViT with the official loss. Called, it does `steps` training steps on one batch."""
+    """timm's ViT with the official loss. Called, it does a training step on one batch."""
 
-    def __init__(self, images, labels, *, network: dict, alpha: float, learning_rate: float, steps: int):
+    def __init__(self, images, labels, *, network: dict, alpha: float, learning_rate: float):
         torch, self.side = _torch_side()
         torch.manual_seed(0)
         self.batches = [(torch.from_numpy(images), torch.from_numpy(labels))]
-        self.alpha, self.steps = alpha, steps
+        self.alpha = alpha
         self.model = self.side.build_vit(**network).train()
         for parameter in self.model.head.parameters():
             torch.nn.init.zeros_(parameter)
@@ -43,9 +43,8 @@ class TorchStep:
         self.optimizer, self.scheduler = self.side.make_optimizer(self.model, learning_rate, far, warmup_steps=0)
 
     def __call__(self) -> float:
-        for _ in range(self.steps):
-            loss = self.side.accumulate(self.model, self.batches, 1, self.side.official_loss, self.alpha)
-            self.side.apply(self.model, self.optimizer, self.scheduler, max_norm=1.0)
+        loss = self.side.accumulate(self.model, self.batches, 1, self.side.official_loss, self.alpha)
+        self.side.apply(self.model, self.optimizer, self.scheduler, max_norm=1.0)
         return loss
 
 
@@ -96,22 +95,22 @@ def memory_peak() -> int:
 
 def main() -> None:
     # The code of the current folder first, which is another clone for `--against`. This folder last: a library's
-    # `import plan` shall not find ours.
+    # `import report` shall not find ours.
     sys.path[0:1] = [str(Path.cwd())]
     sys.path.append(str(HERE))
-    answers = os.fdopen(os.dup(1), "w")
+    answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    name, images, options = json.loads(sys.argv[1])
-    module, _, name = name.partition(":")
+    task, images, options, count = json.loads(sys.argv[1])
+    module, _, name = task.partition(":")
     try:
-        task = getattr(importlib.import_module(module), name)(*random_images(**images), **options)
+        call = getattr(importlib.import_module(module), name)(*random_images(**images), **options)
     except ImportError as reason:
         sys.exit(f"{reason}; `source setup_env.sh dev` installs PyTorch and timm")
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        result = task()
-        answer = {"seconds": time.perf_counter() - began, "result": result, "memory_peak_bytes": memory_peak()}
-        print(json.dumps(answer), file=answers, flush=True)
+    results = [call() for _ in range(_WARM_UP)]
+    began = time.perf_counter()
+    results += [call() for _ in range(count)]
+    seconds = (time.perf_counter() - began) / count
+    json.dump({"seconds": seconds, "results": results, "memory_peak_bytes": memory_peak()}, answer)
 
 
 if __name__ == "__main__":

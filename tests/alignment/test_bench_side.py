@@ -22,7 +22,7 @@ def joined(model) -> dict[str, np.ndarray]:
 
 
 def tiny_step(make, competitor: str, **more):
-    """A side of a tiny part as an object of this process, one step a call, without dropout."""
+    """A side of a tiny part as an object of this process, without dropout."""
     part = step_part("tiny", "digits", image_size=8, batch_size=4, at_once=1, classes=10)
     (options,) = (side.options for side in part.sides if side.name == competitor)
     where = "changes" if "changes" in options else "network"
