@@ -85,11 +85,14 @@ class Attention(nn.Layer):
             rate = self.weights_dropout.p
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, training=self.training)
         else:
-            q = q * self.head_dim**-0.5
-            q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, k, v))  # (B, heads, tokens, head_dim)
-            weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, t, T)
-            x = paddle.matmul(self.weights_dropout(weights), v).transpose([0, 2, 1, 3])
-        return self.proj_dropout(self.proj(x.flatten(2)))  # x: (B, t, heads, head_dim)
+            x = self.attention(q, k, v)  # (B, t, heads, head_dim)
+        return self.proj_dropout(self.proj(x.flatten(2)))
+
+    def attention(self, q, k, v):  # by itself: Paddle's export cannot translate it inside the `if`
+        q = q * self.head_dim**-0.5
+        q, k, v = (each.transpose([0, 2, 1, 3]) for each in (q, k, v))  # (B, heads, tokens, head_dim)
+        weights = F.softmax(paddle.matmul(q, k, transpose_y=True), axis=-1)  # (B, heads, t, T)
+        return paddle.matmul(self.weights_dropout(weights), v).transpose([0, 2, 1, 3])
 
 
 class Mlp(nn.Layer):
