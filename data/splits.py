@@ -6,7 +6,7 @@ import signal
 import warnings
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,16 @@ class ImageFiles:
         jobs = ((self.subset(indices), draws, image_size, augmentation) for indices, draws in requests)
         for pixels, labels in _in_order(_decode, jobs, workers):
             yield resize_crops(paddle.to_tensor(pixels), image_size, scale=scale), paddle.to_tensor(labels)
+
+
+def ahead(stream, count: int = 2):
+    """The items of `stream`, made by a thread up to `count` ahead, so that a GPU does not wait for them."""
+    place = paddle.framework._current_expected_place()  # a new thread would take the first GPU
+    with ThreadPoolExecutor(1, initializer=paddle.framework._set_expected_place, initargs=(place,)) as thread:
+        made = deque(thread.submit(next, stream, None) for _ in range(count))
+        while (item := made.popleft().result()) is not None:
+            made.append(thread.submit(next, stream, None))
+            yield item
 
 
 # ---- one picture

@@ -48,20 +48,6 @@ class ViTConfig:
         """Patches of an image and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
-    def flops_by_part(self) -> dict[str, int]:
-        """Floating-point operations of the matrix products of one forward pass (a multiply-add counts as 2)."""
-        d, others = self.width, self.depth - 1
-        last = self.tokens if self.pooling == "avg" else 1  # rows of the last block
-        rows = others * self.tokens + last
-        return {
-            "patch embedding": 2 * (self.tokens - 1) * 3 * self.patch_size**2 * d,
-            "key, value": 4 * self.depth * self.tokens * d * d,
-            "query, projection": 4 * rows * d * d,
-            "scores, weighted sum": 4 * rows * self.tokens * d,
-            "MLP": 4 * rows * d * self.mlp_width,
-            "head": 2 * d * self.num_classes,
-        }
-
 
 class Attention(nn.Layer):
     """Multi-head attention of the tokens `x` (B, t, D) to the tokens `context` (B, T, D): -> (B, t, D)."""

@@ -14,6 +14,7 @@ import paddle
 from common.errors import UserError
 from data import Sizes, dataset_sizes
 from models import Config, count_parameters, has_batch_norm
+from models.costs import activation_bytes, flops_by_part, flops_per_image
 from models.vit import ViTConfig
 from reproduce.recipes import Recipe
 
@@ -111,16 +112,11 @@ def resolve(recipe: Recipe, config: Config, gpu: Gpu | None, processes: int) -> 
     return dataclasses.replace(recipe, micro_batch_size=min(size, math.ceil(recipe.batch_size / processes)))
 
 
-def flops_per_image(config: ViTConfig) -> int:
-    """Of the matrix products of one forward pass."""
-    return sum(config.flops_by_part().values())
-
-
 def flops_per_step(recipe: Recipe, config: ViTConfig) -> int:
     """Of an update; a backward pass costs twice a forward pass."""
     per_image = recipe.num_views * flops_per_image(config)
     if recipe.num_views == 2:
-        per_image -= config.flops_by_part()["patch embedding"]  # before the first dropout: computed once
+        per_image -= flops_by_part(config)["patch embedding"]  # before the first dropout: computed once
     return 3 * per_image * recipe.batch_size
 
 
@@ -145,35 +141,6 @@ def memory_bytes(recipe: Recipe, config: ViTConfig, images: int, fused: bool) ->
         each += 2  # the 16-bit cast of the weights
     kept = activation_bytes(config, recipe.precision, fused, recipe.recompute)
     return each * count_parameters(config) + images * recipe.num_views * kept
-
-
-def activation_bytes(config: ViTConfig, precision: str, fused: bool, recompute: bool = False) -> int:
-    """What one image keeps for the backward pass; an upper estimate.
-
-    In fp32 four bytes a number. In 16 bits (AMP O1) layer_norm and softmax compute in fp32, the residual is promoted
-    to fp32, and each product keeps a 16-bit cast of its input. Fused attention, used with 16 bits, keeps no weights.
-    """
-    block = block_bytes(config, precision, fused)
-    first_and_last = 4 * (4 * config.tokens * config.width + 3 * config.image_size**2)  # there the class token alone
-    if recompute:
-        return 4 * config.depth * config.tokens * config.width + block + first_and_last
-    return (config.depth - 1) * block + first_and_last
-
-
-def block_bytes(config: ViTConfig, precision: str, fused: bool) -> int:
-    """What a block keeps of one image, its input included."""
-    t, d, m = config.tokens, config.width, config.mlp_width
-    masks = t * m + t * d if config.dropout else 0  # a byte a number
-    weights = config.heads * t * t
-    if precision == "fp32":
-        # input, its norm, q, k, v, output; input, its norm; before and after GELU
-        return 4 * (weights + 8 * t * d + 2 * t * m) + masks
-    if fused:
-        attention = 4 * config.heads * t  # a sum for each query
-    else:
-        attention = 6 * weights  # softmax in fp32, its 16-bit cast
-    # two residuals in fp32; the casts of the norms for q, k, v and fc1; q, k, v, output
-    return attention + 8 * t * d + 2 * (8 * t * d + 2 * t * m) + masks
 
 
 def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | None, gpus: int = 1) -> str:

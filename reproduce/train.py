@@ -18,14 +18,13 @@ Ctrl-C saves and stops it; the same command continues a run that was stopped, ho
 import itertools
 import math
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 import paddle
 
 from data import DataSet, load_dataset
 from data.augment import Augmentation
 from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, step_samples
+from data.splits import ahead
 from models import build
 from models.fast_cpu import speed_up
 from models.weights import load_pretrained
@@ -193,16 +192,6 @@ def pieces_of_a_batch(recipe: Recipe, size: int) -> list[range]:
     """The pieces of one update's batch that this process computes one after the other."""
     own = range(recipe.batch_size)[distributed.share(recipe.batch_size)]
     return [own[piece] for piece in pieces(len(own), math.ceil(len(own) / size))]
-
-
-def ahead(stream, count: int = 2):
-    """The items of `stream`, made by a thread up to `count` ahead, so that a GPU does not wait for them."""
-    place = paddle.framework._current_expected_place()  # a new thread would take the first GPU
-    with ThreadPoolExecutor(1, initializer=paddle.framework._set_expected_place, initargs=(place,)) as thread:
-        made = deque(thread.submit(next, stream, None) for _ in range(count))
-        while (item := made.popleft().result()) is not None:
-            made.append(thread.submit(next, stream, None))
-            yield item
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from paddle.base import core
 from common.errors import UserError
 from data import Sizes
 from models import MODELS, build_model, count_parameters
+from models.costs import activation_bytes, block_bytes, flops_per_image
 from models.vit import ViTConfig
 from reproduce import gpu_check, job, plan
-from reproduce.plan import Gpu, activation_bytes, flops_of_run, flops_per_image, flops_per_step, gpu_named, memory_bytes
+from reproduce.plan import Gpu, flops_of_run, flops_per_step, gpu_named, memory_bytes
 from reproduce.recipes import HEADLINE, RECIPES, get_recipe
 
 A100 = gpu_named("A100 40GB")
@@ -113,7 +114,7 @@ def test_what_a_block_keeps_is_what_the_estimate_says(mixed):
     block = paddle.nn.LayerList(build_model("ViT-B_16", 100, 192, depth=1).blocks)[0]
     block.train()
     x = paddle.randn([2, config.tokens, config.width], dtype="float32")
-    expected = 2 * plan.block_bytes(config, "bf16" if mixed else "fp32", fused=False)
+    expected = 2 * block_bytes(config, "bf16" if mixed else "fp32", fused=False)
     if mixed:
         block, x = OnePrecisionUp(block), x.astype("float64")
         masks = 2 * (config.tokens * (config.mlp_width + config.width))  # bytes in any precision
