@@ -15,7 +15,6 @@ from visualdl import LogReader
 
 from common.errors import UserError
 from common.system import require_file
-from reproduce import ROOT
 from reproduce.cli import Parser, parse, run_command
 
 ACCURACY = "test/accuracy"  # the scalar that the published R-Drop logs have
@@ -82,11 +81,6 @@ def images_per_value(shares) -> int | None:
         counts = share * candidates
         candidates = candidates[np.abs(counts - np.rint(counts)) <= counts * np.finfo(np.float32).eps]
     return int(candidates[0]) if len(candidates) else None
-
-
-def read_record(logs: Path = ROOT / "logs") -> dict[str, pd.DataFrame]:
-    """What audits of the published logs of R-Drop gave: runs, and the accuracy of their steps."""
-    return {name: pd.read_csv(logs / "published" / f"{name}.csv", dtype={"run": str}) for name in ("runs", "accuracy")}
 
 
 def main(argv=None) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reproduce import ROOT, audit, results
+from reproduce import ROOT, results
 from reproduce.cli import Parser, parse, run_command, say
 from reproduce.curves import BLACK, BLUE, GOLD, GREEN, GREY, ORANGE, PURPLE
 from reproduce.results import ARMS, STUDIES
@@ -60,32 +60,11 @@ def draw_curves(runs: pd.DataFrame, tag: str, label: str, scale: float = 1, bott
     return figure
 
 
-def draw_published(record: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy in the published logs on the whole test set, and the span of the processes that counted parts of it."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    panel = figure.subplots()
-    for colour, run in zip((BLUE, BLACK, GREEN, ORANGE, PURPLE), record["runs"].itertuples(), strict=False):
-        own = record["accuracy"][record["accuracy"]["run"] == run.run]
-        name = f"{run.repository.split('-')[0]}, {run.started}"
-        panel.plot(own["step"], own["mean"], color=colour, linewidth=1, label=f"{name}: all 10,000 test images")
-        if run.processes > 1:
-            label = f"{name}: its {run.processes} processes, {run.images_per_value:,} images each"
-            span = panel.fill_between(own["step"], own["lowest"], own["highest"], label=label)
-            span.set(color=colour, alpha=0.2, linewidth=0)
-    panel.axhline(93.29, color=GREY, linestyle="--", linewidth=1, label="paper, 93.29")
-    panel.set(title="ViT-B/16 + R-Drop, published logs", xlabel="update", ylabel="test top-1, %")
-    panel.set(xlim=(0, None), ylim=(90.5, 94.5))
-    panel.grid(alpha=0.3)
-    panel.legend(frameon=False, fontsize=8, ncol=2)
-    return figure
-
-
 def figures(logs: Path) -> dict[str, Figure]:
     """The figures that `logs` has the data for, by the names of their files."""
     runs = results.study_runs(logs)
     of_two_views = runs[~runs["arm"].str.startswith("baseline")]  # those without the KL term have it recorded too
     found = {
-        "published": draw_published(audit.read_record(logs)),
         "kl_question": draw_kl_question(runs),
         "accuracy": draw_curves(runs, "validation/accuracy", "validation top-1, %", scale=100),
         "kl": draw_curves(of_two_views, "train/kl", "KL of the two views, nats", bottom=0),
