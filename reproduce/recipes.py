@@ -122,6 +122,7 @@ def _recipe(name: str, summary: str, like: Recipe = Recipe("", ""), **settings) 
 
 _LARGE = {"model": "ViT-L_16", "pretrained": "checkpoints/pretrained/ViT-L_16.npz"}
 _BASE = {"model": "ViT-B_16", "pretrained": "checkpoints/pretrained/ViT-B_16.npz"}
+_AUGREG = "checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"
 _TINY = {"model": "ViT-Ti_16", "pretrained": "checkpoints/pretrained/vit_tiny_patch16_224.safetensors"}
 
 _headline = _recipe(
@@ -153,21 +154,9 @@ _recipe(
 )
 _recipe("cifar100_vit_l16_rdrop", "ViT-L/16 + R-Drop; paper 93.85 %", _headline, **_LARGE)
 _recipe("cifar100_vit_l16_baseline", "ViT-L/16 without R-Drop; paper 93.44 %", _headline, **_LARGE, num_views=1)
-_recipe(
-    "cifar100_vit_b16_best",
-    "not run by anyone yet: the headline from AugReg's weights and with mirrored images, which others used",
-    _headline,
-    pretrained="checkpoints/pretrained/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz",
-    flip=True,
-)
+_recipe("cifar100_vit_b16_best", "AugReg's weights, mirrored images; not run", _headline, flip=True, pretrained=_AUGREG)
 _recipe("imagenet_vit_b16_rdrop", "ViT-B/16 + R-Drop on ImageNet folders; paper 84.38 %", _headline, dataset="imagenet")
-_recipe(
-    "cifar10_vit_b16_rdrop",
-    "ViT-B/16 + R-Drop on CIFAR-10; the paper gives no figure",
-    _headline,
-    dataset="cifar10",
-    validation_per_class=100,
-)
+_recipe("cifar10_vit_b16_rdrop", "ViT-B/16 + R-Drop, CIFAR-10", _headline, dataset="cifar10", validation_per_class=100)
 
 # For a CPU; the paper's alpha 0.3 is for 10,000 steps, and a much stronger KL slows so short a schedule down.
 _SHORT = {"alpha": 1.0, "batch_size": 64, "micro_batch_size": 64}
