@@ -63,16 +63,6 @@ class TwoNetworks(nn.Layer):
         """What is evaluated, by name: both together and each alone."""
         return {"": self, "first": self.first, "second": self.second}
 
-    def use_recompute(self) -> None:
-        """As `ViT.use_recompute`; only for two ViTs."""
-        self.first.use_recompute()
-        self.second.use_recompute()
-
-    def fuse_attention(self) -> None:
-        """As `ViT.fuse_attention`; only for two ViTs."""
-        self.first.fuse_attention()
-        self.second.fuse_attention()
-
 
 Config = ViTConfig | CNNConfig | TwoNetworksConfig
 

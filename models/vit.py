@@ -161,15 +161,6 @@ class ViT(nn.Layer):
     def parts(self) -> dict[str, nn.Layer]:
         return {"": self}
 
-    def use_recompute(self) -> None:
-        """In training keep only each block's input, and compute the rest again when it is needed."""
-        self.recompute = True
-
-    def fuse_attention(self) -> None:
-        """Compute attention by PaddlePaddle's `scaled_dot_product_attention` from now on, but in float32."""
-        for block in self.blocks:
-            block.attn.fused = True
-
     def _embed(self, images):
         x = self.patch_embed(images)  # (B, T - 1, D)
         class_token = self.cls_token.expand([x.shape[0], -1, -1])
@@ -186,3 +177,16 @@ class ViT(nn.Layer):
         if self.config.pooling == "avg":
             return self.head(self.norm(x)[:, 1:].mean(1))
         return self.head(self.norm(x[:, 0]))  # LayerNorm acts on each token alone: the class token suffices
+
+
+def compute_by(model, recompute: bool, fused: bool) -> None:
+    """Choose how every ViT in `model` computes; the results are the same up to rounding.
+
+    `recompute`: training keeps only each block's input, and computes the rest again when it is needed. `fused`:
+    attention by PaddlePaddle's `scaled_dot_product_attention`, but in float32.
+    """
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, ViT):
+            layer.recompute = recompute
+        if isinstance(layer, Attention):
+            layer.fused = fused

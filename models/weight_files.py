@@ -25,7 +25,6 @@ SMALL = 1 << 26  # bytes of an unpacked zip that do no harm however much they gr
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile bounds the memory of these two alone
 _SEAL = b"SHA-256:"  # behind the pickle of our own files, then the digest of all before it; paddle.load stops earlier
 _PADDLE_NAME_TABLE = "StructuredToParameterName@@"  # paddle.save adds it to every state dict
-_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that files before 1.6 begin with
 _NETWORKS = ("model", "state_dict", "model_state_dict", "module", "ema", "model_ema", "state_dict_ema")
 _BFLOAT16 = "bfloat16"
 _SAFETENSORS_KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": _BFLOAT16, "I64": "<i8", "I32": "<i4"}
@@ -107,7 +106,7 @@ def _sort_entries(path, entries) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 def _read_container(path) -> tuple[str, object]:
     with open(path, "rb") as file:
-        start = file.read(len(_OLD_TORCH))
+        start = file.read(9)
     if start.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(path) as archive:
             check_members(archive, path)
@@ -115,9 +114,6 @@ def _read_container(path) -> tuple[str, object]:
             if any(name.split("/")[-1] == "data.pkl" for name in names):
                 return "torch", _read_torch(path, archive)
             return "npz", {name.removesuffix(".npy"): _read_npy(_read_member(archive, name)) for name in names}
-    if start == _OLD_TORCH:
-        text = "written by PyTorch before 1.6, which is not read here"
-        raise UserError(f"{path}: {text}; save it anew with a newer PyTorch, or take the .safetensors")
     # 8 bytes of header length, then JSON. A length of 128 modulo 256 begins like a pickle, but its upper half is 0.
     if start[8:9] == b"{" and (start[4:8] == bytes(4) or start[:1] != b"\x80"):
         return "safetensors", _read_safetensors(path)

@@ -15,13 +15,11 @@ other programs first: they slow both, and not alike. PyTorch and timm come with 
 `--out FOLDER` writes FOLDER/PART.json with every single measurement.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -157,9 +155,6 @@ def measure(part: Part, repeat: int) -> dict:
     """The record of a part, as its JSON file has it."""
     record = {"part": part.name, "machine": machine(), "repeat": repeat, "images": part.images}
     record["sides"] = {side.name: side.options for side in part.sides}
-    for name in ("torch", "timm"):  # versions of the packages that only peers use
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            record["machine"]["packages"][name] = metadata.version(name)
     ours, *others = part.sides
     all_of_ours, competitors = [], {}
     for other in others:

@@ -24,6 +24,7 @@ from common.errors import UserError, printable
 from common.system import atomic_write
 from data.splits import InMemory
 from models import build
+from models.vit import compute_by
 from models.weights import read_weights
 from reproduce import ROOT, plan, train
 from reproduce.cli import Parser, choose_device, parse, run_command
@@ -132,8 +133,7 @@ def loss_and_gradients(gpu, precision: str, device: str, fused: bool = False) ->
         one = "norm" in name and "weight" in name
         value.set_value((0.02 * rng.normal(size=value.shape) + one).astype(np.float32))
     model.to(dtype=dtype)
-    if fused:
-        model.fuse_attention()
+    compute_by(model, recompute=False, fused=fused)
     pictures = rng.uniform(-1, 1, (2, _IMAGES, 3, config.image_size, config.image_size)).astype(np.float32)
     with paddle.amp.auto_cast(precision in ("bf16", "fp16"), dtype=train.AMP_DTYPES.get(precision, "float16")):
         logits_a, logits_b = (model(paddle.to_tensor(each.astype(dtype))) for each in pictures)

@@ -150,13 +150,5 @@ def time_needed(training: float, evaluation: float, precision: str, gpu: Gpu | N
         name = "a CPU" if gpu is None else gpu.name
         return f"not known for {name}; the progress bar of a run says how long it takes"
     seconds = (training / peak + evaluation / gpu.peak_32) / 1e12 / gpus
-    low, high = (duration(seconds / share) for share in _SHARES_OF_PEAK)
-    return f"{low} to {high} at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"
-
-
-def duration(seconds: float) -> str:
-    """Such as "3 hours", in the largest unit of which there are at least two."""
-    for length, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    low, high = (seconds / share / 3600 for share in _SHARES_OF_PEAK)
+    return f"{low:,.1f} to {high:,.1f} hours at 40 to 20 % of the peak of {gpu.name} in {precision} (estimate)"

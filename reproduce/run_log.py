@@ -115,7 +115,7 @@ def read_metrics(folder: Path) -> list[dict]:
 def machine() -> dict:
     """What the run is computed with: versions, processor, settings, git commit and whether the tree was dirty."""
     versions = {}
-    for name in ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "visualdl"):
+    for name in ("paddlepaddle", "paddlepaddle-gpu", "numpy", "pillow", "safetensors", "visualdl", "torch", "timm"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     changes = _git("status", "--porcelain", "--untracked-files=no")

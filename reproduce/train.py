@@ -27,6 +27,7 @@ from data.sampling import augmentation_rng, dropout_seed, network_seed, pieces, 
 from data.splits import ahead
 from models import build
 from models.fast_cpu import speed_up
+from models.vit import compute_by
 from models.weights import load_pretrained
 from reproduce import distributed
 from reproduce.checkpoint import Run
@@ -84,10 +85,7 @@ def build_network(recipe: Recipe, num_classes: int, fused: bool):
     """The network of the recipe with its first weights, or two side by side. `fused`: attention in one GPU kernel."""
     paddle.seed(network_seed(recipe.seed))
     model = build(recipe.network(num_classes))
-    if recipe.recompute:
-        model.use_recompute()
-    if fused:
-        model.fuse_attention()
+    compute_by(model, recipe.recompute, fused)
     for line in load_pretrained(model, recipe.pretrained, recipe.second_pretrained):
         say("weights", line)
     return speed_up(model)

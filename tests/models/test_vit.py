@@ -6,6 +6,7 @@ from scipy.special import erf, expit
 
 from common.errors import UserError
 from models import MODELS, build_model, count_parameters, model_config, vit
+from models.vit import compute_by
 
 PARAMETERS = {  # 224 px, 1000 classes; ViT-B_16 and ViT-L_16 as in google-research/vision_transformer's tests
     "ViT-Ti_16": 5_717_416,
@@ -146,7 +147,7 @@ def test_recompute_keeps_the_masks_and_the_gradients():
     images, found = paddle.randn([5, 3, 8, 8]), []
     for again in (False, True):
         if again:
-            model.use_recompute()
+            compute_by(model, recompute=True, fused=False)
         paddle.seed(1)
         logits = model(images)
         (logits**2).mean().backward()
@@ -164,6 +165,6 @@ def test_fused_attention_gives_the_same_logits(dtype, calls, monkeypatch):
     images = paddle.randn([5, 3, 8, 8]).astype(dtype)
     expected, called, real = model(images).numpy(), [], F.scaled_dot_product_attention
     monkeypatch.setattr(vit.F, "scaled_dot_product_attention", lambda *a, **b: called.append(1) or real(*a, **b))
-    model.fuse_attention()
+    compute_by(model, recompute=False, fused=True)
     np.testing.assert_allclose(model(images).numpy(), expected, atol=1e-12 if calls else 0)
     assert len(called) == calls

@@ -194,9 +194,9 @@ def test_hours_are_the_work_over_the_peak():
     work = flops_of_run(recipe, config, sizes)
     hours = (work[0] / 312e12 + work[1] / 19.5e12) / 0.4 / 3600  # evaluation in fp32
     found = plan.time_needed(*work, recipe.precision, A100)
-    assert found.startswith(f"{hours:.0f} hours to {2 * hours:.0f} hours at 40 to 20 %")
+    assert found.startswith(f"{hours:.1f} to {2 * hours:.1f} hours at 40 to 20 %")
     shared = plan.time_needed(*work, recipe.precision, A100, gpus=2)
-    assert shared.startswith(f"{hours / 2:.0f} hours to {hours:.0f} hours")
+    assert shared.startswith(f"{hours / 2:.1f} to {hours:.1f} hours")
     assert "not known for X" in plan.time_needed(*work, "fp32", Gpu("X", 10))
 
 
