@@ -1,4 +1,4 @@
-"""What is asked of the operating system: files that are whole or absent, locks, and the lives of processes.
+"""What is asked of the operating system: files that are whole or absent, locks, variables, the lives of processes.
 
 A file is written beside its place, flushed to the disk and renamed; it never replaces a pipe or a device. A lock is a
 file that one process at a time holds; it ends with the process, however that ends.
@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system without locks answers
+MANY = 10_000  # more than there are processes or nodes
 _PR_SET_PDEATHSIG = 1
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # names and numbers of malloc.h
 
@@ -112,6 +113,14 @@ def locked(path, busy):
     finally:
         path.unlink(missing_ok=True)  # while it is held; filelock notices that the file is gone and makes it anew
         lock.release()
+
+
+def number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
+    """A whole number from the environment; UserError where it is none of `numbers`."""
+    text = os.environ.get(variable) or default
+    if not text.isdecimal() or int(text) not in numbers:
+        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
+    return int(text)
 
 
 def end_with_parent() -> None:

@@ -133,6 +133,8 @@ def _class_names(path: Path, key: bytes) -> list[str]:
 
 def _entries(path: Path, *keys: bytes) -> list:
     """What a CIFAR pickle has under these keys."""
+    if not path.exists():
+        raise UserError(f"{path}: missing; delete its folder and extract the official archive again")
     require_file(path)
     content = load_pickle(io.BytesIO(path.read_bytes()), str(path), encoding="bytes")
     for key in keys:

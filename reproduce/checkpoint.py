@@ -42,7 +42,6 @@ class Progress:
     """How far a run is."""
 
     step: int = 0  # updates done
-    evaluated: bool = True  # not so in a state of an older version that left an evaluation to the next start
     best: dict = field(default_factory=dict)  # {"step", "accuracy", "selected_on"}, empty before the first evaluation
     window: list = field(default_factory=list)  # loss and its parts of the updates since the last training record
     rows: list = field(default_factory=list)  # every record so far, as metrics.jsonl has them
@@ -293,10 +292,7 @@ def load_latest(folder: Path) -> State | None:
         if hashlib.sha256(payload).digest() == digest:
             found = load_pickle(io.BytesIO(payload), str(path))
             try:
-                state = State(**{**found, "progress": Progress(**found["progress"])})
-                if not state.progress.evaluated:
-                    raise KeyError("evaluated")
-                return state
+                return State(**{**found, "progress": Progress(**found["progress"])})
             except (KeyError, TypeError):
                 text = f"{path}: was written by another version of this project"
                 raise UserError(f"{text}; go on with it, or {_RESTART}") from None

@@ -19,21 +19,13 @@ from paddle.base import core
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients
 
 from common.errors import UserError
+from common.system import MANY, number_from
 from data.sampling import pieces
 
-MANY = 10_000  # processes or nodes
 _FROM_LAUNCHER = "as our launcher sets it; unset it and start several processes with NPROC=k bash run_train.sh"
 _waits = itertools.count()
 _TIME_TO_COME = 900  # seconds, as in Paddle's store
 _PATIENCE = 1800  # seconds; the launcher notices at once when a process of its node ends
-
-
-def number_from(variable: str, default: str, numbers: range, meaning: str) -> int:
-    """A whole number from the environment; UserError where it is none of `numbers`."""
-    text = os.environ.get(variable) or default
-    if not text.isdecimal() or int(text) not in numbers:
-        raise UserError(f"{variable}={text}: must be a whole number from {numbers[0]} to {numbers[-1]}, {meaning}")
-    return int(text)
 
 
 def rank() -> int:

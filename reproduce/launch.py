@@ -22,10 +22,9 @@ from pathlib import Path
 import paddle
 
 from common.errors import UserError
-from common.system import end_with_parent
+from common.system import MANY, end_with_parent, number_from
 from reproduce import SET_HERE
 from reproduce.cli import SIGNALS, run_command
-from reproduce.distributed import MANY, number_from
 
 _LAST_LINES = 30  # of the process that failed
 _TIME_TO_END = 3  # seconds, for the processes beside one that failed
