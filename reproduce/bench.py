@@ -129,12 +129,11 @@ def evaluation_part(model: str = "ViT-Ti_16", image_size: int = 224, count: int 
     return Part("evaluation", {"count": count, "size": 32, "classes": CLASSES, "kind": "uint8"}, sides)
 
 
-_ALL = (
-    step_part("step_b16", "cifar100_vit_b16_rdrop", 224, 8, at_once=1),
-    step_part("step_ti16", "cifar100_vit_ti16", 64, 64, at_once=5),
-    evaluation_part(),
-)
-PARTS = {part.name: part for part in _ALL}
+PARTS = {
+    "step_b16": step_part("step_b16", "cifar100_vit_b16_rdrop", 224, 8, at_once=1),
+    "step_ti16": step_part("step_ti16", "cifar100_vit_ti16", 64, 64, at_once=5),
+    "evaluation": evaluation_part(),
+}
 
 
 # ---- Measuring

@@ -6,6 +6,7 @@ and so is the rate (optim.py), so none of them needs saving. States are written 
 read; the last two are kept.
 """
 
+import contextlib
 import hashlib
 import io
 import math
@@ -208,22 +209,17 @@ class Run:
 
     def _check_best_weights(self) -> None:
         """A kill may have come between the state and the best weights that it speaks of."""
-        best, path = self.progress.best, self.saved / "best.pdparams"
+        best, path, step = self.progress.best, self.saved / "best.pdparams", None
         if best.get("step") == self.step:
             self._save_weights("best")
             distributed.wait()
-        elif best and _step_of(path) != best["step"]:
-            text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
-            say("note", f"{text}; the best weights are chosen anew from here on")
-            self.progress.best = {}
-
-
-def _step_of(path) -> int | None:
-    """After which update a weight file was written; None for one that is damaged or not there."""
-    try:
-        return read_weights(path).metadata.get("step")
-    except UserError:
-        return None
+        elif best:
+            with contextlib.suppress(UserError):  # damaged, or not there
+                step = read_weights(path).metadata.get("step")
+            if step != best["step"]:
+                text = f"{path} is not that of step {best['step']:,}, as the checkpoint says"
+                say("note", f"{text}; the best weights are chosen anew from here on")
+                self.progress.best = {}
 
 
 def training_record(window: list[dict], batch_size: int) -> dict:

@@ -152,9 +152,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, without the list of all options before them."""
 
     def __init__(self, **options):
-        by_hand = "\n" in options.get("description", "")  # and not to be wrapped anew
-        kind = argparse.RawDescriptionHelpFormatter if by_hand else argparse.HelpFormatter
-        super().__init__(allow_abbrev=False, formatter_class=kind, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message):
         raise UserError(f"{message} (--help explains the options)")

@@ -4,6 +4,7 @@
     bash run_eval.sh checkpoints/digits-seed42/best.pdparams     your own, or a downloaded file
 
 prints top-1, top-5, mean negative log-likelihood and calibration error over every image of the split, once each.
+Image size, classes and network come from the weights; data set and split from the run that made them.
 """
 
 import dataclasses
@@ -141,8 +142,7 @@ def describe(metrics: dict) -> str:
 
 
 def _parser() -> Parser:
-    about = "Image size, classes and network come from the weights; data set and split from the run that made them."
-    parser = Parser(prog="run_eval.sh", description=f"Evaluate weights on a data set, every image once. {about}")
+    parser = Parser(prog="run_eval.sh", description=__doc__)
     released = ROOT / "checkpoints" / "digits.pdparams"  # see checkpoints/README.md
     text = f"{WEIGHTS_HELP}; default: the digits weights that this project releases"
     parser.add_argument("weights", nargs="?", default=str(released), help=text)

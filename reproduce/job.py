@@ -113,8 +113,8 @@ def _settle(job: Job, options) -> None:
     elif device != "cpu":
         gpu = plan.gpu_here()
     recipe, config, sizes = plan.with_sizes(wished)
-    if recipe.precision == "auto":
-        recipe = dataclasses.replace(recipe, precision=_precision_on_record(job))
+    if recipe.precision == "auto" and (header := read_header(job.logs)):  # what was chosen once is kept
+        recipe = dataclasses.replace(recipe, precision=header["recipe"].get("precision", "auto"))
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
     elsewhere = options.dry_run or options.fetch_only  # then this machine need not be able to compute the run
     if not elsewhere:
@@ -159,12 +159,6 @@ def _describe(recipe: Recipe, config: Config, sizes: Sizes) -> None:
         state = f"missing; will be fetched from {address}" if address else "missing; put it there"
         say("file", f"{_shown(path)}: {'there' if path.exists() else state}")
     say("settings", ", ".join(f"{name} = {value}" for name, value in recipe.meaning().items()))
-
-
-def _precision_on_record(job: Job) -> str:
-    """That of the run of the same name, where there is one: what was chosen once is kept; else "auto"."""
-    header = read_header(job.logs)
-    return header["recipe"].get("precision", "auto") if header else "auto"
 
 
 def _lock(job: Job):

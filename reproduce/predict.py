@@ -2,9 +2,8 @@
 
     python -m reproduce.predict checkpoints/digits-seed42/best.pdparams photo.png folder/
 
-A picture is prepared as in the evaluation of the data set that the weights were trained on, so that the probabilities
-are the same. For weights from elsewhere it is prepared as a config beside the file says, or as is usual for the
-classes of ImageNet. A setting that no source gives is printed as "assumed"; each of these has an option.
+A picture is prepared as for the data set that the weights were trained on. For weights from elsewhere a config beside
+the file says how, or what is usual for ImageNet is taken. What no source says is printed as "assumed".
 
 A picture that cannot be read is named, the others are still done, and the exit code is 2.
 """
@@ -32,11 +31,9 @@ def main(argv=None) -> None:
     parser = Parser(prog="python -m reproduce.predict", description=__doc__)
     add_options(parser)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
-    how_many = "classes shown for each picture (default 5, or all if fewer)"
-    parser.add_argument("--top", type=int, default=5, help=how_many)
+    parser.add_argument("--top", type=int, default=5, help="classes shown of each picture (default 5, or all)")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    only = "print nothing but one JSON object a line and picture; all else goes to stderr"
-    parser.add_argument("--json", action="store_true", help=only)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line and picture; else goes to stderr")
     options = parse(parser, argv)
     if options.top < 1:
         raise UserError(f"--top {options.top}: must be at least 1")

@@ -201,7 +201,6 @@ _images = _recipe(
     num_epochs=10,
     batch_size=64,
     warmup_steps=50,
-    eval_batch_size=64,
 )
 _recipe("images_vit_ti16", "the same with ViT-Ti/16, for a CPU or few pictures", _images, **_TINY)
 _recipe(
@@ -227,7 +226,6 @@ _recipe(
     num_epochs=2,
     batch_size=8,
     micro_batch_size=8,
-    eval_batch_size=8,
     log_every=1,
 )
 

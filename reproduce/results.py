@@ -52,20 +52,8 @@ STUDIES = {
     "cifar100_fast": Study("CIFAR-100, ViT-B/16, 224 px, 10 epochs", "cifar100_vit_b16_fast"),
     "digits": Study("digits, 58 epochs", "digits"),
 }
-ARMS = {  # as in the names of runs -> label; in the order of the tables
-    "baseline": "one view",
-    "baseline_twice": "one view, twice the steps",
-    "baseline_128": "one view, batches of 128",
-    "two_views": "two views without KL",
-    "rdrop_x1": "R-Drop 0.3",
-    "rdrop_x8": "R-Drop 0.3 x 8",
-    "rdrop_x32": "R-Drop 0.3 x 32",
-    "rdrop_0.3": "R-Drop 0.3",
-    "rdrop_0.1": "R-Drop 0.1",
-    "rdrop_best": "R-Drop 0.1 (tuned)",
-    "rdrop_1": "R-Drop 1",
-    "rdrop_3": "R-Drop 3",
-}
+# as in the names of runs -> label; in the order of the tables
+ARMS = pd.read_csv(LOGS / "study" / "arms.csv", index_col="arm")["label"].to_dict()
 
 
 def find_runs(folder: Path) -> pd.DataFrame:

@@ -7,10 +7,8 @@
     bash run_train.sh --study cifar100_102 --jobs 2 --data_dir DIR --pretrained FILE
 
 Runs land in logs/study/ and checkpoints/study/; with --jobs above 1, their output in checkpoints/study/NAME.txt.
-Finished runs are left out and stopped ones continue, so the same command may be stopped and started at any time.
-Options that the study does not know go to every run. The runs that come with this project in logs/study/ count as
-finished: --out FOLDER repeats them elsewhere. The number of threads changes the last digits, so repeat a study with
-the same --jobs.
+Finished runs are left out, also those that come with this project (--out FOLDER repeats them elsewhere), and stopped
+ones continue. Other options go to every run. The number of threads, and so --jobs, changes the last digits.
 """
 
 import contextlib

@@ -75,9 +75,6 @@ def load_data(recipe: Recipe) -> DataSet:
     say("data", f"{recipe.dataset}, {sizes}")
     for note in data.notes:
         say("note", note)
-    if recipe.warmup_steps >= recipe.num_steps:
-        text = f"warm-up of {recipe.warmup_steps} steps is not over after {recipe.num_steps}"
-        say("note", f"{text}: the rate stays below {recipe.learning_rate}")
     return data
 
 
