@@ -156,7 +156,8 @@ def _read_pdparams(path):
     entries = load_pickle(file, str(path), encoding="latin1")
     end = file.tell()
     if content[end:] and content[end:] != _SEAL + hashlib.sha256(memoryview(content)[:end]).digest():
-        raise UserError(f"{path}: is damaged (its content is not that of its checksum); take a copy that is whole")
+        text = "is damaged (its content is not that of its checksum), or written by PyTorch before 1.6"
+        raise UserError(f"{path}: {text}; take a copy that is whole, or save it anew with a newer PyTorch")
     if isinstance(entries, dict):
         for name, value in entries.items():
             if isinstance(value, tuple) and len(value) == 2:  # a bare tensor is written as (name, array)

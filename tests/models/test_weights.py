@@ -273,7 +273,7 @@ def test_files_of_pytorch_itself(tmp_path):
     with pytest.raises(UserError, match=r"a torch file, but of no known ViT layout \(it holds 0\.bias"):
         read_weights(tmp_path / "other")
     torch.save(tensors, tmp_path / "old", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"old: written by PyTorch before 1\.6, .*; save it anew"):
+    with pytest.raises(UserError, match=r"old: is damaged .*, or written by PyTorch before 1\.6; .* save it anew"):
         read_weights(tmp_path / "old")
 
 
