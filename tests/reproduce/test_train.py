@@ -451,7 +451,7 @@ def test_processes_that_would_compute_in_different_precisions_do_not_start(tmp_p
         "from reproduce import distributed, job, train\n"
         "from reproduce.cli import run_command\n"
         "if distributed.rank():\n"
-        "    job._precision_on_record = lambda job: 'fp16'\n"
+        "    job.read_header = lambda logs: {'recipe': {'precision': 'fp16'}, 'finished': False}\n"
         "job._check_precision = lambda precision, gpu: None\n"
         "run_command(train.main)\n"
     )
