@@ -18,7 +18,6 @@ from data.splits import InMemory
 
 _HOST = "https://www.cs.toronto.edu/~kriz/"
 
-
 _SOURCES = {
     "cifar100": SimpleNamespace(
         archive="cifar-100-python.tar.gz",
@@ -26,10 +25,7 @@ _SOURCES = {
         folder="cifar-100-python",  # that the archive holds
         splits={"train": ["train"], "test": ["test"]},  # the pickles of each, in order
         meta="meta",
-        label_keys=[
-            b"coarse_labels",
-            b"fine_labels",
-        ],  # as in the binary layout; the last one is what is predicted
+        label_keys=[b"coarse_labels", b"fine_labels"],  # as in the binary layout; the last one is what is predicted
         names_key=b"fine_label_names",
         # of each split in the layout of cifar-100-binary: label bytes, then the pixels, image after image
         sha1={"train": "e207cd2e05b73b1393c74c7f5e7bea451d63e08e", "test": "8fb6623e830365ff53cf14adec797474f5478006"},

@@ -93,7 +93,7 @@ def _receive_all(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """One request for what `part` lacks, unless the server calls the file's version by another name than then."""
+    """Request what `part` lacks, or the whole file when the server has another version of it by now."""
     note = part.with_suffix(".version")
     version = note.read_text() if note.exists() else ""
     have = _size(part) if version else 0

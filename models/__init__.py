@@ -27,7 +27,6 @@ MODELS = {
 }
 NAMES = (*MODELS, *resnet.NETWORKS)
 
-
 Config = ViTConfig | CNNConfig | TwoNetworksConfig
 
 

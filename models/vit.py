@@ -182,8 +182,8 @@ class ViT(nn.Layer):
 def compute_by(model, recompute: bool, fused: bool) -> None:
     """Choose how every ViT in `model` computes; the results are the same up to rounding.
 
-    `recompute`: training keeps only each block's input, and computes the rest again when it is needed. `fused`:
-    attention by PaddlePaddle's `scaled_dot_product_attention`, but in float32.
+    `recompute`: training keeps only each block's input, and computes the rest again when it is needed. `fused`: what is
+    not float32 gets its attention from PaddlePaddle's `scaled_dot_product_attention`.
     """
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, ViT):

@@ -218,7 +218,7 @@ def _copy(arrays: Arrays, model) -> None:
 
 
 def load_pretrained(model, *files) -> list[str]:
-    """Load a file into each network of `model` ("" = random weights), its head as `fit` says; a line of each."""
+    """Load a file into each network of `model`, "" for random weights; a line about each. Heads as `fit` says."""
     networks = [model.first, model.second] if isinstance(model.config, TwoNetworksConfig) else [model]
     lines = []
     for network, file in zip(networks, files, strict=False):
@@ -271,7 +271,7 @@ def fit(weights: Weights, config: Config, replace_head: bool) -> tuple[Arrays, s
 def resize_position_embedding(embedding: np.ndarray, tokens: int) -> np.ndarray:
     """(1, 1 + g*g, D) -> (1, tokens, D): the class token as it is, the grid linearly, end points aligned.
 
-    Equal to `scipy.ndimage.zoom(order=1)` in the official code (vit_src/models/modeling.py). ValueError: no square.
+    Equal to `scipy.ndimage.zoom(order=1)` in the official code. Raises ValueError for a grid that is no square.
     """
     old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(tokens - 1)
     grid = embedding[0, 1:].reshape(old, old, embedding.shape[2])

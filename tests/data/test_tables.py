@@ -117,17 +117,17 @@ def test_a_table_is_found_in_every_layout(tmp_path):
     flat = make_table(tmp_path / "flat", below=".")
     below = make_table(tmp_path / "below", below="imgV")  # the blog: img/df_all.csv, img/imgV/*
     (below / "notes").mkdir()
-    splits = [load(place) for place in (flat, flat / "df_all.csv", below, below / "df_all.csv")]
-    splits.append(load_dataset("growth_stages", str(flat), validation_share=0.1))  # four stages or any other number
-    for found in splits:
+    loaded = [load(place) for place in (flat, flat / "df_all.csv", below, below / "df_all.csv")]
+    loaded.append(load_dataset("growth_stages", str(flat), validation_share=0.1))  # four stages or any other number
+    for found in loaded:
         assert found.class_names == ["blue", "green", "red"]
-        assert names(found.validation) == names(splits[0].validation) and len(found.train) == 38
+        assert names(found.validation) == names(loaded[0].validation) and len(found.train) == 38
         reddest = pixels(found.train).mean(axis=(2, 3)).argmax(axis=1)
         np.testing.assert_array_equal(reddest, 2 - found.train.labels)  # channel 0 is red, and class 2
     assert any(
-        "the labels of df_all.csv became class numbers: blue = 0, green = 1, red = 2" in n for n in splits[0].notes
+        "the labels of df_all.csv became class numbers: blue = 0, green = 1, red = 2" in n for n in loaded[0].notes
     )
-    assert any("the pictures of df_all.csv are those in imgV/" in note for note in splits[2].notes)
+    assert any("the pictures of df_all.csv are those in imgV/" in note for note in loaded[2].notes)
 
 
 def test_class_folders(tmp_path):

@@ -674,7 +674,7 @@ BAD = {
         "storage 0 is of two types",
     ),
     "bin of another machine": (written(write_big_endian), "written on a big-endian machine"),
-    "bin before 1.6": (pickle.dumps(0x1950A86A20F9469CFC6C, 2), "holds a int, not a table of named arrays"),
+    "bin before 1.6": (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2), r"by PyTorch before 1\.6"),
     "nan": (save(nan_in(turned(joint(STATE)))), "cls_token holds values that are not finite"),
     "too large for float32": (pickle.dumps({"a": np.array([1e300])}), "a holds values that are not finite"),
     "resnet": (save(RESNET), r"no known ViT layout \(it holds conv1\.weight"),
