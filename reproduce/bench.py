@@ -197,8 +197,8 @@ def main(argv=None) -> None:
     options = parse(parser, argv)
     if options.repeat < 1:
         raise UserError(f"--repeat {options.repeat}: must be at least 1")
-    if options.against and not (options.against / "reproduce" / "bench.py").exists():
-        raise UserError(f"--against {options.against}: has no reproduce/bench.py; give the folder of a clone")
+    if options.against and not (options.against / _WORKER.relative_to(ROOT)).exists():  # of a commit before 0b5e943
+        raise UserError(f"--against {options.against}: no clone that can be measured; give one of 0b5e943 or later")
     choose_device("cpu")
     if options.out is None:
         say("note", "nothing will be written; --out FOLDER keeps the results")

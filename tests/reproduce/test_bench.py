@@ -100,6 +100,8 @@ def test_a_side_that_fails_is_named_with_the_reason(light, capfd, task, code, re
 
 
 def test_another_clone_is_measured_by_its_own_code(tmp_path, monkeypatch):
+    (tmp_path / "tests" / "alignment").mkdir(parents=True)
+    (tmp_path / "tests" / "alignment" / "bench_side.py").touch()
     (tmp_path / "reproduce").mkdir()
     (tmp_path / "reproduce" / "__init__.py").touch()
     code = "class Step:\n def __init__(self, *images, **options): pass\n def __call__(self): return 'theirs'"
@@ -129,7 +131,7 @@ def test_every_side_of_every_part_runs_and_nothing_is_written_unasked(monkeypatc
     [
         (["--part", "step_b61"], r"argument --part: invalid choice: 'step_b61' \(choose from '?step_b16"),
         (["--repeat", "0"], "^--repeat 0: must be at least 1$"),
-        (["--against", "/no/such/folder"], "^--against /no/such/folder: has no reproduce/bench.py; give the folder"),
+        (["--against", "/no/such/folder"], "^--against /no/such/folder: no clone that can be measured; give one of"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):
