@@ -27,9 +27,7 @@ from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.rdrop import log_softmax
-from reproduce.recipes import SETTINGS, what_is_wrong
-
-_CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images, in a recipe
+from reproduce.recipes import CHOICE, SETTINGS, what_is_wrong
 
 
 class Evaluation(NamedTuple):
@@ -229,7 +227,7 @@ def _data_of(options, weights: Weights) -> tuple[DataSet, int]:
     recipe = weights.metadata.get("recipe", {})
     for field in SETTINGS:  # the recipe comes from outside, so what is used of it is checked
         name = field.name
-        used = name in recipe and name in (*_CHOICE, "dataset", "eval_batch_size")
+        used = name in recipe and name in (*CHOICE, "dataset", "eval_batch_size")
         if used and (wrong := what_is_wrong(field, recipe[name])):
             raise UserError(f"{weights.path}: its metadata has {name} {recipe[name]!r:.40}: {wrong}")
     trained_on = recipe.get("dataset")
@@ -237,7 +235,7 @@ def _data_of(options, weights: Weights) -> tuple[DataSet, int]:
     if name is None:
         raise UserError(f"{weights.path}: does not say which data set it is for; say --dataset NAME")
     if name == trained_on:
-        choice = {key: value for key, value in recipe.items() if key in _CHOICE}
+        choice = {key: value for key, value in recipe.items() if key in CHOICE}
     elif options.split != "test":
         raise UserError(f"--split {options.split}: {weights.path} does not say which images its training held out")
     data = load_dataset(name, options.data_dir, **choice, strict=options.strict, workers=options.workers)

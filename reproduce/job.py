@@ -94,10 +94,8 @@ def _recipe(options) -> Recipe:
     if recipe.batch_size < distributed.size():
         text = f"--batch_size {recipe.batch_size}: smaller than the {distributed.size()} processes"
         raise UserError(f"{text}; start fewer (NPROC, CUDA_VISIBLE_DEVICES) or enlarge it")
-    chosen = ""
-    if not options.recipe:
-        why = "a GPU is present" if has_gpu() else f"PaddlePaddle sees no GPU; {HEADLINE} needs one"
-        chosen = f" (chosen because {why})"
+    why = f"PaddlePaddle sees no GPU; {HEADLINE} needs one" if recipe.name == SMALL else "a GPU computes it"
+    chosen = "" if options.recipe else f" (chosen because {why})"
     say("recipe", f"{recipe.name}{chosen}: {recipe.summary}")
     if changes:
         say("changed", ", ".join(f"{name} = {value}" for name, value in changes.items()))
@@ -113,7 +111,7 @@ def _settle(job: Job, options) -> None:
     elif device != "cpu":
         gpu = plan.gpu_here()
     recipe, config, sizes = plan.with_sizes(wished)
-    if recipe.precision == "auto" and (header := read_header(job.logs)):  # what was chosen once is kept
+    if recipe.precision == "auto" and not options.restart and (header := read_header(job.logs)):  # is kept
         recipe = dataclasses.replace(recipe, precision=header["recipe"].get("precision", "auto"))
     recipe = job.recipe = plan.resolve(recipe, config, gpu, distributed.size())
     elsewhere = options.dry_run or options.fetch_only  # then this machine need not be able to compute the run
@@ -128,6 +126,8 @@ def _settle(job: Job, options) -> None:
     if auto := [name for name in ("device", "precision", "micro_batch_size") if getattr(wished, name) in ("auto", 0)]:
         text += f" (auto: {', '.join(auto)})"
     say("device", text + distributed.described())
+    if recipe.warmup_steps >= recipe.num_steps:
+        say("note", f"the warm-up of {recipe.warmup_steps} steps does not end before step {recipe.num_steps}, the last")
     if isinstance(config, ViTConfig) and (gpu is not None or elsewhere):  # other networks are not counted
         _say_estimates(job, config, sizes, gpu)
     if elsewhere:
@@ -189,9 +189,10 @@ def finish(job: Job) -> None:
     else:
         say("last", f"step {last['step']:,}, not evaluated (--eval_every 0)")
     say("evidence", f"{_shown(job.logs)}/ (run.json, metrics.jsonl{', predictions.npz' if best else ''})")
-    weights = _shown(job.saved / ("best.pdparams" if best else "last.pdparams"))
-    data_dir = ["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []
-    say("evaluate", shlex.join(["bash", "run_eval.sh", str(weights), *data_dir]))
+    weights = job.saved / ("best.pdparams" if best else "last.pdparams")
+    if weights.exists():  # else the record alone was kept
+        data_dir = ["--data_dir", job.recipe.data_dir] if job.recipe.data_dir else []
+        say("evaluate", shlex.join(["bash", "run_eval.sh", str(_shown(weights)), *data_dir]))
     from reproduce import curves  # here, as matplotlib costs the start of a run a second
 
     picture = job.out / "images" / f"{job.run}.png"
@@ -215,11 +216,12 @@ def run_name(recipe: Recipe) -> str:
 def _check_run_name(job: Job) -> None:
     path = Path(job.run)
     if not path.parts or path.is_absolute() or ".." in path.parts or len(path.name) > _LONGEST_NAME:
-        text = f"must be a name of at most {_LONGEST_NAME} letters, or a path below logs/ without '..'"
-        raise UserError(f"--run {job.run}: {text}")
+        raise UserError(f"--run {job.run}: give at most {_LONGEST_NAME} letters, or a path below logs/ without '..'")
+    is_run = (job.logs / "run.json").exists() or any(job.saved.glob("step_*.pdstate"))
     for folder in (job.logs, job.saved):
-        if (folder.exists() and not folder.is_dir()) or any(each.is_dir() for each in folder.glob("*")):
-            raise UserError(f"--run {job.run}: {folder} is no folder of a run, but holds others; choose another name")
+        inside = list(folder.glob("[!.]*"))
+        if folder.is_file() or any(each.is_dir() for each in inside) or (inside and not is_run):
+            raise UserError(f"--run {job.run}: {folder} holds something else than one run; choose another name")
 
 
 def _check_precision(precision: str, gpu: plan.Gpu | None) -> None:

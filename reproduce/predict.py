@@ -33,7 +33,7 @@ def main(argv=None) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder: every image file in it")
     parser.add_argument("--top", type=int, default=5, help="classes shown of each picture (default 5, or all)")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line and picture; else goes to stderr")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line and picture; all else to stderr")
     options = parse(parser, argv)
     if options.top < 1:
         raise UserError(f"--top {options.top}: must be at least 1")

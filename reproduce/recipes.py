@@ -18,6 +18,7 @@ from reproduce.optim import SCHEDULES
 from reproduce.rdrop import FORMS
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHOICE = ("train_per_class", "validation_per_class", "validation_share", "split_seed")  # of images
 _LIMITS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -96,8 +97,7 @@ class Recipe:
 
     def split(self) -> dict:
         """The options of `data.load_dataset` and `data.dataset_sizes` that choose images."""
-        names = ("train_per_class", "validation_per_class", "validation_share", "split_seed")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in CHOICE}
 
     def network(self, num_classes: int) -> Config:
         """The configuration of the network, or of both."""

@@ -116,7 +116,7 @@ def runs_of(name: str, seeds: int, arms: list[str], more: list[str]) -> list[Stu
 def finished(run: StudyRun, out: Path) -> bool:
     """Whether the record of the run says that it went to its end. Raises UserError for one with other settings."""
     folder = out / "logs" / run.name
-    header, wanted = read_header(folder), run.recipe.meaning()
+    header, wanted = read_header(folder), plan.with_sizes(run.recipe)[0].meaning()  # epochs as steps
     if header is None:
         return False
     if wanted["precision"] == "auto":  # settled by the machine that it ran on

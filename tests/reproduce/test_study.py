@@ -10,6 +10,7 @@ import time
 import pytest
 from conftest import assert_user_error
 from in_process import call
+from making_runs import make_run
 
 from reproduce import PROCESSOR_SETTINGS, ROOT
 from reproduce.recipes import get_recipe
@@ -53,6 +54,16 @@ def test_a_study_is_stopped_continued_and_finished(command, tmp_path):
     assert_user_error(other, "other settings (batch_size 16 -> 8)")
     listed = call("reproduce.study", *arguments, "--seeds", 2, "--list").stdout
     assert listed.count("\nfinished") == 2 and listed.count("\nto do") == 2
+
+
+def test_a_finished_run_of_epochs_counts_as_finished(tmp_path):
+    """Its record has the updates that the epochs are."""
+    make_run(
+        tmp_path / "logs", "study/digits-two_views-seed1", alpha=0.0, seed=1, num_epochs=2, num_steps=36, eval_every=18
+    )
+    arguments = ("digits", "--seeds", 1, "--arm", "two_views", "--out", tmp_path, "--list")
+    assert "1 of 1 runs finished" in call("reproduce.study", *arguments, "--num_epochs", 2).stdout
+    assert_user_error(call("reproduce.study", *arguments, "--num_epochs", 3), "num_epochs 2 -> 3; num_steps 36 -> 54")
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -87,6 +87,10 @@ def test_train_then_evaluate(command, tmp_path):
     short = ("reproduce.train", *SHORT, "--out", tmp_path)
     again = call(*short)
     assert again.returncode == 0 and "finished:" in again.stdout and records(logs) == rows
+    assert f"bash run_eval.sh {saved / 'best.pdparams'}" in again.stdout
+    (saved / "best.pdparams").unlink()
+    again = call(*short)
+    assert again.returncode == 0 and "best:       step" in again.stdout and "run_eval.sh" not in again.stdout
     assert_user_error(call(*short, "--alpha", "0.25"), "other settings (alpha 1.0 -> 0.25)", "--restart")
     assert command("reproduce.train", *SHORT, "--restart").returncode == 0  # a process of its own, as the first was
     assert (tmp_path / "logs" / "short.old-1" / "metrics.jsonl").exists()
@@ -176,6 +180,7 @@ def test_the_precision_that_was_chosen_once_is_kept_on_resume(tmp_path):
     (tmp_path / "logs" / "x" / "run.json").write_text('{"recipe": {"precision": "fp32"}, "finished": false}')
     assert "as on A100 40GB, fp32, micro-batches of 64 (auto: " in call(*started).stdout
     assert "as on A100 40GB, fp16, micro-batches" in call(*started, "--precision", "fp16").stdout
+    assert "as on A100 40GB, bf16, micro-batches" in call(*started, "--restart").stdout
 
 
 def test_recompute_is_the_same_to_the_bit(tmp_path):
@@ -342,9 +347,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, fragments
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_folder_of_runs_is_not_taken_for_a_run():
-    done = call("reproduce.train", "digits", "--run", "study", "--restart")
-    assert_user_error(done, "--run study:", "logs/study is no folder of a run, but holds others")
+@pytest.mark.parametrize("name", ["study", "alignment", "README.md"])
+def test_what_is_no_run_is_not_taken_for_one(name):
+    """A folder of runs, one of other evidence, a file."""
+    done = call("reproduce.train", "digits", "--run", name, "--restart")
+    assert_user_error(done, f"--run {name}:", f"logs/{name} holds something else than one run")
+
+
+def test_weights_of_others_are_not_taken_for_a_run(tmp_path):
+    """As the pretrained ones in checkpoints/pretrained."""
+    (tmp_path / "checkpoints" / "pretrained").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "pretrained" / "ViT-B_16.npz").touch()
+    done = call("reproduce.train", "digits", "--run", "pretrained", "--restart", "--out", tmp_path)
+    assert_user_error(done, "--run pretrained:", "checkpoints/pretrained holds something else than one run")
+
+
+@pytest.mark.parametrize(("options", "said"), [(("--num_steps", 100), True), (("--num_epochs", 7), False)])
+def test_a_warm_up_that_takes_the_whole_run_is_named(options, said):
+    done = call("reproduce.train", "digits", "--dry_run", *options)  # 100 steps of warm-up; an epoch has 18
+    assert ("the warm-up of 100 steps does not end before step 100, the last" in done.stdout) is said
 
 
 @pytest.mark.parametrize("name", ["logs", "checkpoints"])
@@ -381,6 +402,8 @@ def test_default_recipe_without_a_gpu_is_digits_and_says_so():
     done = call("reproduce.train", "--dry_run")
     why = "chosen because PaddlePaddle sees no GPU; cifar100_vit_b16_rdrop needs one"
     assert done.stdout.splitlines()[0].startswith(f"recipe:     digits ({why})")
+    done = call("reproduce.train", "--dry_run", "--gpu", "A100")
+    assert done.stdout.startswith("recipe:     cifar100_vit_b16_rdrop (chosen because a GPU computes it)")
 
 
 @pytest.mark.slow
@@ -451,7 +474,7 @@ def test_processes_that_would_compute_in_different_precisions_do_not_start(tmp_p
         "from reproduce import distributed, job, train\n"
         "from reproduce.cli import run_command\n"
         "if distributed.rank():\n"
-        "    job.read_header = lambda logs: {'recipe': {'precision': 'fp16'}, 'finished': False}\n"
+        "    job.read_header = lambda folder: None\n"
         "job._check_precision = lambda precision, gpu: None\n"
         "run_command(train.main)\n"
     )
