@@ -123,9 +123,11 @@ def number_from(variable: str, default: str, numbers: range, meaning: str) -> in
     return int(text)
 
 
-def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux). Not inherited by children."""
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends, however that ends (Linux). Not inherited by children."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this was said
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

@@ -176,7 +176,7 @@ def _leave_signals_to_parent() -> None:
     """Signals that stop a run reach all its processes; the main one still needs pictures, and then ends these."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(multiprocessing.parent_process().pid)
 
 
 def _decode(files: ImageFiles, draws, image_size: int, augmentation):

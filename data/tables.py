@@ -85,7 +85,7 @@ def without_unreadable(table: Table, strict: bool, workers: int) -> Table:
         return table
     summary = f"{len(problems):,} of {len(table.paths):,} pictures cannot be read"
     if strict:
-        raise UserError(f"{next(iter(problems.values()))} ({summary}; without --strict they are left out)")
+        raise UserError(f"{next(iter(problems.values()))} ({summary}; --strict false leaves them out)")
     kept = [i for i in range(len(table.paths)) if i not in problems]
     labels = table.labels[kept]
     for label in np.setdiff1d(table.labels, labels):

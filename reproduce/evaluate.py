@@ -27,7 +27,7 @@ from models.weights import Weights, assumptions, model_from_file
 from reproduce import ROOT, distributed
 from reproduce.cli import WEIGHTS_HELP, Parser, choose_device, parse, run_command, say
 from reproduce.rdrop import log_softmax
-from reproduce.recipes import CHOICE, SETTINGS, what_is_wrong
+from reproduce.recipes import CHOICE, SETTINGS, switch, what_is_wrong
 
 
 class Evaluation(NamedTuple):
@@ -152,7 +152,7 @@ def _parser() -> Parser:
     add_weight_options(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--workers", type=int, default=4, help="processes that decode image files (default 4)")
-    parser.add_argument("--strict", action="store_true", help="stop at a picture of a table that cannot be read")
+    parser.add_argument("--strict", type=switch, default=False, help="true: stop at a picture that cannot be read")
     parser.add_argument("--output", help="write labels, top-5, confidence and NLL of every image to this .npz")
     return parser
 
@@ -247,8 +247,7 @@ def _check_classes(weights: Weights, num_classes: int, data: DataSet) -> None:
     names = data.class_names
     if len(names) != num_classes:
         text = f"{weights.path}: its head has {num_classes} classes, {data.name} has {len(names)}"
-        why = "these weights are for another data set, or pretrained weights that were not fine-tuned yet"
-        raise UserError(f"{text}; {why}")
+        raise UserError(f"{text}; these weights are for another data set, or pretrained and not yet fine-tuned")
     theirs = weights.pictures.get("class_names", names)
     another_order = sorted(theirs) == sorted(names) and theirs != names
     if another_order or weights.metadata.get("class_names", names) != names:

@@ -218,6 +218,8 @@ def _check_run_name(job: Job) -> None:
     if not path.parts or path.is_absolute() or ".." in path.parts or len(path.name) > _LONGEST_NAME:
         raise UserError(f"--run {job.run}: give at most {_LONGEST_NAME} letters, or a path below logs/ without '..'")
     is_run = (job.logs / "run.json").exists() or any(job.saved.glob("step_*.pdstate"))
+    if outer := [name for name in path.parents if (job.out / "logs" / name / "run.json").exists()]:
+        raise UserError(f"--run {job.run}: {outer[0]} is a run itself; choose another name")
     for folder in (job.logs, job.saved):
         inside = list(folder.glob("[!.]*"))
         if folder.is_file() or any(each.is_dir() for each in inside) or (inside and not is_run):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import paddle
@@ -126,7 +127,7 @@ def _run(command: list[str], environments: list[dict[str, str]], logs: list[Path
                 output = file if running else None  # the first one has the terminal
                 streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
                 # in a session of their own: Ctrl-C reaches them once, through this process
-                options = {"start_new_session": True, "preexec_fn": end_with_parent}
+                options = {"start_new_session": True, "preexec_fn": partial(end_with_parent, os.getpid())}
                 running.append(subprocess.Popen(command, env=environment, **streams, **options))
         for number in SIGNALS:  # until here they end this process, and the others with it
             signal.signal(number, pass_on)

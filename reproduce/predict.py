@@ -68,8 +68,7 @@ def find_pictures(arguments) -> list[Path]:
     for path in map(Path, arguments):
         inside = [file for file in visible(path) if is_picture(file)] if path.is_dir() else [path]
         if not inside:
-            suffixes = ", ".join(sorted(SUFFIXES))
-            raise UserError(f"{path}: no image files ({suffixes}) in this folder; name one that holds some")
+            raise UserError(f"{path}: no image files ({', '.join(sorted(SUFFIXES))}) in this folder; name another")
         found += inside
     return found
 

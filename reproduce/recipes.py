@@ -274,11 +274,12 @@ def add_options(parser) -> None:
         text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
         if choices:
             text += f" ({', '.join(choices)})"
-        kind, metavar = _switch if field.type is bool else field.type, field.type.__name__.upper()
+        kind, metavar = switch if field.type is bool else field.type, field.type.__name__.upper()
         parser.add_argument(f"--{field.name}", type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
-def _switch(text: str) -> bool:
+def switch(text: str) -> bool:
+    """The value of an option that is on or off; ValueError for another word, as argparse wants it."""
     if text.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
         raise ValueError(text)
     return text.lower() in ("true", "1", "yes", "on")

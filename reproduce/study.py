@@ -19,6 +19,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -245,8 +246,8 @@ class Runner:
         output = self._output(run)
         output.parent.mkdir(parents=True, exist_ok=True)
         with open(output, "a") if self.jobs > 1 else contextlib.nullcontext() as file:  # None: the terminal
-            options = {"env": environment, "stdout": file, "stderr": file, "cwd": ROOT}
-            child = subprocess.Popen(words, **options, start_new_session=True, preexec_fn=end_with_parent)
+            options = {"env": environment, "stdout": file, "stderr": file, "cwd": ROOT, "start_new_session": True}
+            child = subprocess.Popen(words, **options, preexec_fn=partial(end_with_parent, os.getpid()))
         self.running[child] = run, place
 
     def _collect(self) -> None:

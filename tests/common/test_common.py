@@ -2,6 +2,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -251,6 +252,25 @@ def test_an_error_is_one_printable_line_whatever_it_quotes():
         again = pickle.loads(pickle.dumps(error))  # as it comes from the processes that decode pictures
         assert str(error) == str(again) and str(error).isprintable() and str(error).endswith(": no such file")
     assert str(UserError("Grün/发芽期.png")) == "Grün/发芽期.png"
+
+
+def test_a_process_whose_parent_ended_before_it_said_so_ends_too():
+    program = """
+import os, signal, subprocess
+from common.system import end_with_parent
+
+parent = os.getpid()
+
+def after_its_end():
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        pass
+    end_with_parent(parent)
+
+subprocess.Popen(["echo", "outlived"], preexec_fn=after_its_end)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b""), done.stderr
 
 
 def test_near_names_what_is_close_or_all():

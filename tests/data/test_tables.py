@@ -106,7 +106,7 @@ def test_a_broken_picture_is_named_and_left_out_and_moves_no_other(tmp_path):
     assert any(f"{victim}: not a readable picture (" in note for note in broken.notes)
     assert names(broken.validation) == names(whole.validation)
     assert names(broken.train) == [name for name in names(whole.train) if name != victim]
-    with pytest.raises(UserError, match=rf"{victim}: not a readable picture .*1 of 42 .*without --strict"):
+    with pytest.raises(UserError, match=rf"{victim}: not a readable picture .*1 of 42 .*--strict false leaves"):
         load(folder, workers=2, strict=True)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from common.errors import UserError
 from data.splits import InMemory
-from reproduce.evaluate import Evaluation, describe, evaluate, expected_calibration_error
+from reproduce.cli import parse
+from reproduce.evaluate import Evaluation, _parser, describe, evaluate, expected_calibration_error
 
 
 class Fixed(paddle.nn.Layer):
@@ -72,3 +73,9 @@ def test_empty_splits_and_logits_that_are_not_finite():
 def test_the_nll_of_one_image_is_not_cut():
     found = evaluate(Fixed([[65.0, 0.0], [1e4, -1e4]]), split_of([1, 1]), 4, 4)
     np.testing.assert_allclose(found.nll, [65.0, 2e4])
+
+
+def test_strict_is_spelt_as_in_training():
+    assert [parse(_parser(), words).strict for words in ([], ["--strict", "true"], ["--strict=off"])] == [0, 1, 0]
+    with pytest.raises(UserError, match="--strict: invalid switch value: 'digits'"):
+        parse(_parser(), ["--strict", "digits"])

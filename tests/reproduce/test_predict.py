@@ -151,7 +151,7 @@ def test_other_bad_input(weights, pictures, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"names\.txt"):
         main([str(weights), str(pictures), "--class_names", str(tmp_path / "names.txt")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty: no image files .*; name one that holds some"):
+    with pytest.raises(UserError, match=r"empty: no image files .*; name another"):
         main([str(weights), str(pictures), str(tmp_path / "empty")])
     broken = write_weights(tmp_path / "overflow.pdparams", DIGITS, SIZE, overflow=True)
     with pytest.raises(UserError, match="not finite"):

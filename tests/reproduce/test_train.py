@@ -354,6 +354,16 @@ def test_what_is_no_run_is_not_taken_for_one(name):
     assert_user_error(done, f"--run {name}:", f"logs/{name} holds something else than one run")
 
 
+def test_a_run_inside_another_is_refused(tmp_path):
+    """The outer one would no longer be taken for a run, and could not be continued."""
+    outer = tmp_path / "logs" / "outer"
+    outer.mkdir(parents=True)
+    (outer / "run.json").touch()
+    done = call("reproduce.train", "digits", "--run", "outer/deep/inner", "--out", tmp_path)
+    assert_user_error(done, "--run outer/deep/inner: outer is a run itself; choose another name")
+    assert [path.name for path in outer.iterdir()] == ["run.json"]
+
+
 def test_weights_of_others_are_not_taken_for_a_run(tmp_path):
     """As the pretrained ones in checkpoints/pretrained."""
     (tmp_path / "checkpoints" / "pretrained").mkdir(parents=True)
