@@ -117,6 +117,7 @@ def kl(logs: Logs) -> pd.DataFrame:
             "top-1, %": logs.compared(study, arm),
             "minus two views": logs.compared(study, arm, minus="two_views"),
             "NLL minus two views": logs.compared(study, arm, "two_views", "nll", digits=3, scale=1),
+            "calibration error minus two views": logs.compared(study, arm, "two_views", "ece"),
         }
         for (study, arm), row in logs.arms.iterrows()
     )
@@ -184,8 +185,7 @@ def fresh(page: Path, logs: Logs) -> str:
 
     def block(match) -> str:
         new = markdown(TABLES[match[1]](logs))
-        if page.name.endswith("_cn.md"):
-            new = translate(new)
+        new = translate(new) if page.name.endswith("_cn.md") else new
         return f"<!-- table {match[1]} -->\n\n{new}\n\n{END}"
 
     old = page.read_text()
