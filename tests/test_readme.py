@@ -5,10 +5,12 @@ import hashlib
 import json
 import re
 
+import pandas as pd
 import pytest
 
-from reproduce import ROOT
+from reproduce import ROOT, results
 from reproduce.recipes import RECIPES
+from reproduce.report import REFERENCES, plus_minus
 
 READMES = ("README.md", "README_cn.md")
 PAGES = [*READMES, "logs/README.md", "checkpoints/README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
@@ -61,6 +63,22 @@ def test_both_readmes_have_the_same_commands_and_numbers():
     assert commands(READMES[0]) == commands(READMES[1])
     assert numbers(READMES[0]) == numbers(READMES[1])
     assert text(READMES[0]).count("\n## ") == text(READMES[1]).count("\n## ")
+
+
+def test_differences_in_prose_are_those_of_the_logs():
+    """Sentences are written by hand, and would stay as they are when runs are added."""
+    runs, known = results.study_runs(), set()
+    for _, row in pd.concat(results.differences(runs, arm) for arm in REFERENCES).iterrows():
+        for measure in results.MEASURES:
+            digits, scale = (3, 1) if measure.startswith("nll") else (2, 100)
+            signed = plus_minus(row, measure, digits, scale, "+").strip("*")
+            known |= {signed, signed[1:]}
+    found = {}
+    for page in (*READMES, "docs/results.md"):
+        prose = re.sub(r"^\|.*$", "", text(page), flags=re.MULTILINE)
+        found[page] = set(re.findall(r"[+-]?\d+\.\d+ ± \d+\.\d+", prose))
+        assert found[page] and not found[page] - known, page
+    assert found[READMES[0]] == found[READMES[1]]
 
 
 def test_the_recipe_table_has_every_recipe_and_its_strength():

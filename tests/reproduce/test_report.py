@@ -49,6 +49,7 @@ def test_tables_from_runs_with_a_known_answer(project):
     main([])
     found = rows(project / "README.md")
     half = 100 * stats.t.ppf(0.975, 2) / 3**0.5 / 500  # of a mean of three values one image apart
+    assert found[2][1] == "one view"
     assert found[2][2:-1] == ["3", f"95.80 ± {half:.2f}", f"**-2.00 ± {2 * half:.2f}**", "**+0.100 ± 0.000**"]
     assert found[3][1:] == ["two views without KL", "3", f"97.80 ± {half:.2f}", "-", "-", "-"]
     gains = np.array([2, -1, 2]) / 5  # points
